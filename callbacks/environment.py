@@ -1,0 +1,138 @@
+"""What a run leaves behind when it ends: ``results.json``, the table in the terminal, the plots and the report."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from callbacks.predictions import Predictions
+from genlab import figures
+from genlab.files import read_csv, write_json
+from genlab.reports import Report, console_table
+from genlab.results import HEARTBEAT_SECONDS, RunFolder, config_hash, git_state, metric_tables, versions
+
+
+class RunRecord(Callback):
+    """Keeps ``run.json`` alive while the run lasts, and writes its results when it ends well.
+
+    Args:
+        folder: Where this verb writes.
+        config: The whole configuration, for its hash.
+        experiment: Name of the experiment.
+        checkpoint: The checkpoint that an evaluation uses.
+    """
+
+    def __init__(self, folder: RunFolder, config: Mapping[str, Any], experiment: str, checkpoint: str | None = None) -> None:
+        self.folder, self.config, self.experiment, self.checkpoint = folder, config, experiment, checkpoint
+        self._started = time.monotonic()
+        self._beat = time.monotonic()
+
+    def _alive(self, trainer: Trainer, **entries: Any) -> None:
+        if trainer.is_global_zero and (entries or time.monotonic() - self._beat > HEARTBEAT_SECONDS):
+            self.folder.update(step=trainer.global_step, epoch=trainer.current_epoch, **entries)
+            self._beat = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._alive(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._alive(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._alive(trainer)
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._alive(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._alive(trainer, last_metrics={k: float(v) for k, v in trainer.callback_metrics.items() if k.count("/") == 1})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lightning calls this at a good end only."""
+        peak = torch.tensor(peak_memory_bytes(), dtype=torch.float64)
+        if trainer.world_size > 1 and torch.distributed.is_initialized():
+            peak = trainer.strategy.reduce(peak.to(trainer.strategy.root_device), reduce_op="max").cpu()
+        if trainer.is_global_zero:
+            self._write(trainer, pl_module, str(getattr(stage, "value", stage)), int(peak))
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str, peak: int) -> None:
+        data = trainer.datamodule
+        predictions = next((c for c in trainer.callbacks if isinstance(c, Predictions)), None)
+        best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+        results: dict[str, Any] = {
+            "experiment": self.experiment, "stage": stage, "config_hash": config_hash(self.config), "git": git_state(), "versions": versions(),
+            "seed": self.config.get("seed_everything"), "data_fingerprint": getattr(data, "fingerprint", None),
+            "protocol": getattr(data, "protocol", {}), "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+            "counts": predictions.counts if predictions is not None else {}, "steps": trainer.global_step, "epochs": trainer.current_epoch,
+            "wall_seconds": time.monotonic() - self._started, "peak_memory_bytes": peak,
+            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad), "checkpoint": self.checkpoint,
+        }  # fmt: skip
+        if stage == "fit" and best is not None:
+            path = Path(best.best_model_path)
+            score = float(best.best_model_score) if best.best_model_score is not None else None
+            results["best"] = {"checkpoint": path.name, "monitor": best.monitor, "score": score}
+            self.folder.update(best=path.name)
+        write_json(self.folder.path / "results.json", results)
+        rows = predictions.rows if predictions is not None else []
+        found = {part: metric_tables(trainer.callback_metrics, part) for part in ("val", "test")}
+        tables = {f"{part}, {name}" if name == "whole" else part: table for part, each in found.items() for name, table in each.items()}
+        title = f"{self.experiment}: {stage}" + (" (tiny world)" if results["protocol"].get("tiny_world") else "")
+        for name, table in tables.items():
+            print(console_table(table, f"{title}, {name}"))
+        if stage == "predict":
+            print(console_table([{k: row[k] for k in row if k != "label"} for row in rows[:50]], title))
+        unread = results["counts"].get("n_expected", 0) - results["counts"].get("n_scored", 0)
+        if unread:
+            print(f"{unread} of {results['counts']['n_expected']} samples could not be read; they are in predictions.csv without a score.")
+        write_report(self.folder, title, results, tables, rows)
+        print(f"{self.folder.path}/report.html")
+
+
+def peak_memory_bytes() -> int:
+    """Largest memory of this process so far: on the GPU where there is one, else resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def write_report(
+    folder: RunFolder, title: str, results: Mapping[str, Any], tables: Mapping[str, list[dict[str, Any]]], rows: list[dict[str, Any]]
+) -> None:
+    """``report.html``: tables, plots, pictures and settings of one run, in one file."""
+    report = Report(title)
+    facts = {
+        "metrics over": "{n_scored} of {n_expected} samples".format_map(results["counts"]) if results["counts"] else "",
+        "steps": results["steps"], "wall time": f"{results['wall_seconds']:.0f} s", "peak memory": f"{results['peak_memory_bytes'] / 2**20:.0f} MiB",
+        "trainable parameters": f"{results['trainable_parameters']:,}", "seed": results["seed"], "git": results["git"],
+        "checkpoint": results.get("checkpoint") or results.get("best", {}).get("checkpoint", ""), "data": results["data_fingerprint"],
+    }  # fmt: skip
+    if results["protocol"].get("tiny_world"):
+        report.text("Measured on the procedural tiny world: these numbers say that the method works here, not how it does on real data.")
+    report.keyvalues({key: str(value) for key, value in facts.items() if value not in ("", None, {})})
+    for name, table in tables.items():
+        report.table(table, caption=name)
+    scored = [row for row in rows if row["status"] == "ok" and str(row["label"]) in ("0", "1")]
+    if len({row["label"] for row in scored}) == 2:
+        columns = [row["score"] for row in scored], [int(row["label"]) for row in scored], [str(row.get("generator", "")) for row in scored]
+        threshold = float(scored[0].get("threshold", 0.5))
+        report.picture(figures.score_histogram(*columns, threshold, path=folder.media / "scores.png"), "Scores per set")
+        report.picture(figures.roc_pr(*columns, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
+    if (folder.path / "metrics.csv").is_file() and (logged := read_csv(folder.path / "metrics.csv")) and results["stage"] == "fit":
+        report.picture(figures.curves(logged, path=folder.media / "curves.png"), "Training")
+    made = ("scores.png", "roc_pr.png", "curves.png")
+    pictures = sorted(p for p in folder.media.glob("*.png") if p.name not in made) if folder.media.is_dir() else []
+    for picture in pictures[-2:] if results["stage"] == "fit" else pictures[:50]:
+        report.picture(picture, picture.stem)
+    if rows and not scored:
+        report.table([{key: row[key] for key in row if key != "label"} for row in rows[:500]], caption="predictions.csv")
+    report.details("Protocol", "\n".join(f"{key}: {value}" for key, value in results["protocol"].items()))
+    report.details("Versions", "\n".join(f"{key}: {value}" for key, value in results["versions"].items()))
+    report.write(folder.path / "report.html")

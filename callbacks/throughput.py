@@ -1,0 +1,43 @@
+"""How fast it goes: samples per second, and how long the loop waited for data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sized
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Throughput(Callback):
+    """Logs ``train/samples_per_second`` (over all ranks) and ``train/data_wait``, the share of time spent waiting for batches, 0..1.
+
+    Both are averages over the steps since they were last logged, and include no validation.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+        self._ended = 0.0
+
+    def _reset(self) -> None:
+        self._samples, self._busy, self._waited = 0, 0.0, 0.0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._started = time.perf_counter()
+        self._waited += self._started - self._ended
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._ended = time.perf_counter()
+        self._busy += self._ended - self._started
+        self._samples += len(batch["label"]) if "label" in batch else len(next((v for v in batch.values() if isinstance(v, Sized)), []))
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            total = self._busy + self._waited
+            pl_module.log("train/samples_per_second", self._samples * trainer.world_size / max(total, 1e-9), batch_size=1)
+            pl_module.log("train/data_wait", self._waited / max(total, 1e-9), batch_size=1)
+            self._reset()

@@ -1,0 +1,114 @@
+"""Who sees which sample when: samplers that are functions of (seed, epoch, rank), and a training loader that can be stopped within an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from genlab.training.randomness import keyed_rng
+
+
+class Draw(NamedTuple):
+    """One draw of a sample: what its augmentation is keyed by, together with seed and sample id."""
+
+    index: int
+    epoch: int
+    occurrence: int = 0
+    """Counts up when the same sample comes again within the epoch."""
+
+
+class TrainSampler(Sampler[Draw]):
+    """Shuffled, class-balanced, sharded over ranks.
+
+    The global order depends on seed and epoch alone and is dealt out in turn, so that a step of W ranks with batch size b sees the
+    samples that one rank with batch size W * b would see. What does not fill a round of ranks is left out of the epoch.
+
+    Args:
+        classes: (N,) class of each sample; ``None`` draws every sample once.
+        size: Number of samples, where there are no classes.
+        seed: Keys the order.
+        rank, world_size: This process, and how many there are.
+
+    With classes, an epoch draws min(class sizes) samples of each class without replacement (official code: "balance").
+    """
+
+    def __init__(self, classes: np.ndarray | None, size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.members = [np.arange(size)] if classes is None else [np.flatnonzero(classes == c) for c in np.unique(classes)]
+        self.per_class = min(len(m) for m in self.members)
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.epoch = 0
+        self.start = 0
+        """Draws of this rank to skip at the next iteration."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    def order(self) -> np.ndarray:
+        """The epoch's samples of all ranks."""
+        rng = keyed_rng(self.seed, "train order", self.epoch)
+        chosen = np.concatenate([rng.permutation(m)[: self.per_class] for m in self.members])
+        return rng.permutation(chosen)
+
+    def __iter__(self) -> Iterator[Draw]:
+        mine = self.order()[: len(self) * self.world_size][self.rank :: self.world_size]
+        return (Draw(int(index), self.epoch) for index in mine[self.start :])
+
+    def __len__(self) -> int:
+        return self.per_class * len(self.members) // self.world_size
+
+
+class EvalSampler(Sampler[Draw]):
+    """Every sample exactly once over all ranks, none twice: ranks may differ by one sample.
+
+    The order is shuffled once and for all, so that the first batches already show every class.
+    """
+
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = keyed_rng("evaluation order").permutation(size)[rank::world_size]
+
+    def __iter__(self) -> Iterator[Draw]:
+        return (Draw(int(index), epoch=0) for index in self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+class TrainLoader(DataLoader[Any]):
+    """A DataLoader whose position within the epoch can be saved and restored (Lightning asks ``state_dict`` and ``load_state_dict``).
+
+    It starts its workers at the first batch asked for, not before: by then the sampler knows its epoch. Its own generator seeds the
+    workers, so that making an iterator leaves the global random numbers alone.
+    """
+
+    sampler: TrainSampler
+
+    def __init__(self, dataset: Dataset[Any], sampler: TrainSampler, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, batch_size, sampler=sampler, drop_last=True, generator=torch.Generator(), **options)
+        self._position = {"epoch": -1, "batches": 0}
+        self._resume: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return self._batches()
+
+    def _batches(self) -> Iterator[Any]:
+        resume, self._resume = self._resume, None
+        epoch = self.sampler.epoch
+        skipped = resume["batches"] if resume is not None and resume["epoch"] == epoch else 0
+        self.sampler.start = skipped * (self.batch_size or 1)
+        self._position = {"epoch": epoch, "batches": skipped}
+        for batch in super().__iter__():
+            self._position["batches"] += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches handed out in it."""
+        return dict(self._position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The next iteration of that epoch continues after the batches that were handed out."""
+        self._resume = dict(state)

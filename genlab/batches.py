@@ -1,0 +1,52 @@
+"""What datamodules hand to methods. Every batch is a dict; these TypedDicts say which keys it has, in which shape, dtype and range."""
+
+from __future__ import annotations
+
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+from torch import Tensor
+
+
+class VideoBatch(TypedDict):
+    """Clips with a label. ``on_after_batch_transfer`` of the datamodule turns ``video`` from uint8 into normalised float32."""
+
+    video: Tensor
+    """(B, T, 3, H, W): uint8 0..255 RGB from the loader, float32 normalised on the device. Frames from ``num_frames[b]`` on are zero
+    after normalisation."""
+    num_frames: Tensor
+    """(B,) int64, how many of the T frames are real."""
+    pixels: NotRequired[Tensor]
+    """(B, T, 3, H, W) uint8, what ``video`` was before normalisation; on the device only, for pictures."""
+    label: Tensor
+    """(B,) int64, 1 = what the paper detects (DeMamba: 1 = fake)."""
+    generator: list[str]
+    """Who made the clip; ``real`` for label 0."""
+    id: list[str]
+    """Names the sample within its dataset: the path below the root, with forward slashes."""
+    index: Tensor
+    """(B,) int64, position in the evaluated list; names a sample across ranks."""
+    readable: Tensor
+    """(B,) bool. In evaluation an unreadable sample has zeros for frames and False here; in training, it is True and the sample is a
+    substitute where ``substituted`` says so."""
+    substituted: Tensor
+    """(B,) bool, training only: the sample drawn could not be read and the next readable one of its class stands here."""
+
+
+class Strip(TypedDict):
+    """Something to look at: a clip in frames, and which places spoke for the positive label."""
+
+    id: str
+    caption: str
+    frames: np.ndarray
+    """(T, H, W, 3) uint8 RGB."""
+    heat: np.ndarray | None
+    """(T, h, w) float32, positive where the place speaks for label 1; any scale."""
+
+
+class Evaluated(TypedDict):
+    """What validation, test and prediction steps return."""
+
+    rows: list[dict[str, Any]]
+    """One per sample: ``id, label, score, status`` (``ok`` or ``unreadable``; then the score is empty) and the method's own columns."""
+    strips: NotRequired[list[Strip]]

@@ -1,0 +1,207 @@
+"""LightningCLI with the house's equipment: run folder, checkpoints, records, loggers. Imported only once the configuration is known to be right."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.environment import RunRecord
+from callbacks.media import Media
+from callbacks.metrics_csv import MetricsCSV
+from callbacks.predictions import Predictions
+from callbacks.preemption import CONTINUE_ME, LastCheckpoint
+from callbacks.throughput import Throughput
+from callbacks.tracker import Tracker
+from genlab.errors import UserError
+from genlab.files import write_bytes
+from genlab.results import RunFolder, RunSettings, is_first_process
+from genlab.training.resume import ExactResume
+
+log = logging.getLogger(__name__)
+
+UNREADABLE = 3  # exit code: finished, but samples could not be read
+QUIET = (  # Lightning's advice on what is decided here on purpose
+    ".*does not have many workers.*",
+    ".*The number of training batches.*",
+    ".*args parameter is intended to run from within Python.*",
+    ".*modules in eval mode at the start of training.*",
+    ".*exists and is not empty.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+class GenLabCLI(LightningCLI):
+    """Parses what the door has checked, and equips the Trainer.
+
+    Args:
+        verb: ``fit``, ``validate``, ``test`` or ``predict``.
+        run: The run's own folder.
+        settings: The resolved ``run`` group.
+        checkpoint: File to continue from, or to evaluate.
+        **options: Of LightningCLI.
+    """
+
+    def __init__(self, verb: str, run: RunFolder, settings: RunSettings, checkpoint: Path | None, **options: Any) -> None:
+        self.verb, self.run_folder, self.settings, self.checkpoint = verb, run, settings, checkpoint
+        super().__init__(
+            save_config_callback=None,  # config.yaml is written below, atomically
+            seed_everything_default=0,
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False}
+            | {name: {"parser_mode": "omegaconf+", "exit_on_error": False} for name in self.subcommands()},
+            auto_configure_optimizers=False,
+            **options,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunSettings, "run")
+        parser.set_defaults({"trainer.use_distributed_sampler": False, "trainer.inference_mode": False})
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would let the checkpoint's hyperparameters win over explicit ones, in silence. Here explicit ones win, and
+        :class:`genlab.training.resume.ExactResume` says what differs."""
+
+    @property
+    def unreadable(self) -> int:
+        """Samples of the evaluation that have no score."""
+        counts = self.predictions.counts
+        return counts["n_expected"] - counts["n_scored"]
+
+    @property
+    def settings_dict(self) -> dict[str, Any]:
+        """The whole configuration as plain values."""
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        return yaml.safe_load(text)[self.verb]
+
+    def folder(self) -> RunFolder:
+        """Where this verb writes: ``fit`` the run folder itself, evaluations ``<run>/<stage>-<data>``."""
+        if self.verb == "fit":
+            return self.run_folder
+        run = self.run_folder.path
+        if self.checkpoint is not None and (self.checkpoint.parent.parent / "run.json").is_file():
+            run = self.checkpoint.parent.parent
+        return RunFolder(run / f"{self.verb}-{getattr(self.datamodule, 'data_name', 'data')}")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        folder, config, settings = self.folder(), self.settings_dict, self.settings
+        self.written_to = folder
+        self.predictions = Predictions(folder.path)
+        callbacks = [
+            self.predictions, Media(folder.media), Throughput(),
+            LastCheckpoint(folder.last_checkpoint, settings.checkpoint_minutes, settings.checkpoint_steps),
+            RunRecord(folder, config, str(settings.experiment), str(self.checkpoint) if self.checkpoint else None), Tracker(folder),
+        ]  # fmt: skip
+        if self.verb == "fit":
+            callbacks.append(ExactResume())
+        trainer_config = self._get(self.config_init, "trainer")
+        kwargs["default_root_dir"] = str(folder.path)
+        kwargs["logger"] = self._loggers(folder, trainer_config.get("logger"))
+        kwargs["callbacks"] = [*(trainer_config.get("callbacks") or []), *callbacks]
+        if SLURMEnvironment.detect():  # elsewhere DDP would look for SLURM's variables in vain; requeueing is ours
+            kwargs["plugins"] = [*(trainer_config.get("plugins") or []), SLURMEnvironment(auto_requeue=False)]
+        return self.trainer_class(**{**trainer_config, **kwargs})
+
+    def _loggers(self, folder: RunFolder, chosen: Any) -> list[Logger]:
+        """``metrics.csv`` always; beside it the configured loggers, or TensorBoard where none is named."""
+        others: list[Logger]
+        if chosen is None or chosen is True:
+            others = [TensorBoardLogger(folder.path, name="tensorboard", version="", default_hp_metric=False)] if self.verb == "fit" else []
+        else:
+            others = [] if chosen is False else chosen if isinstance(chosen, list) else [chosen]
+        return [MetricsCSV(folder.path), *others]
+
+    def before_instantiate_classes(self) -> None:
+        """Gives a W&B logger the run folder, and the id under which the run was logged before."""
+        config = self.config[self.verb]
+        config.run = {**config.run.as_dict(), "experiment": self.settings.experiment, "name": self.settings.name}
+        config.ckpt_path = None
+        loggers = config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if hasattr(logger, "class_path") and logger.class_path.endswith("WandbLogger"):
+                known = self.run_folder.record.get("wandb", {}) if self.verb == "fit" else {}
+                self.run_folder.path.mkdir(parents=True, exist_ok=True)
+                logger.init_args.save_dir = str(self.run_folder.path)
+                logger.init_args.name = logger.init_args.name or f"{self.settings.experiment}/{self.settings.name}"
+                logger.init_args.id = logger.init_args.id or known.get("id")
+                logger.dict_kwargs = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}
+
+
+    def after_instantiate_classes(self) -> None:
+        """Everything could be built: from here on the folder is ours."""
+        if self.verb != "fit" and self.checkpoint is None and getattr(self.model, "needs_checkpoint", True):
+            raise UserError(
+                f"{self.verb}: {self.run_folder.path} holds no checkpoint, and an untrained {type(self.model).__name__} only guesses. Train it "
+                "first (python -m genlab fit ...), or give --ckpt_path FILE."
+            )
+        if is_first_process():
+            self.written_to.start(command=shlex.join(["genlab", *sys.argv[1:]]))
+            write_bytes(self.written_to.path / "config.yaml", yaml.safe_dump(self.settings_dict, sort_keys=False).encode())
+        if self.checkpoint is not None:
+            log.info("checkpoint: %s", self.checkpoint)
+
+    def fit(self, model: LightningModule, **options: Any) -> None:
+        self._guarded(self.trainer.fit, model, datamodule=options.get("datamodule"))
+
+    def validate(self, model: LightningModule, **options: Any) -> None:
+        self._guarded(self.trainer.validate, model, datamodule=options.get("datamodule"), verbose=False)
+
+    def test(self, model: LightningModule, **options: Any) -> None:
+        self._guarded(self.trainer.test, model, datamodule=options.get("datamodule"), verbose=False)
+
+    def predict(self, model: LightningModule, **options: Any) -> None:
+        self._guarded(self.trainer.predict, model, datamodule=options.get("datamodule"), return_predictions=False)
+
+    def _guarded(self, run: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Runs the Trainer and writes into ``run.json`` how it ended."""
+        state = "failed"
+        try:
+            # Our checkpoints hold tensors and plain values; nothing in a stranger's file gets to run.
+            run(*args, ckpt_path=str(self.checkpoint) if self.checkpoint else None, weights_only=True, **options)
+            state = "finished"
+        except SystemExit as stop:
+            state = "preempted" if stop.code == CONTINUE_ME else "failed"
+            raise
+        except MisconfigurationException as error:
+            raise UserError(f"trainer: {error}") from error
+        finally:
+            if is_first_process():
+                self.written_to.finish(state)
+
+
+def run_verb(
+    verb: str, configs: Sequence[Path], options: Sequence[tuple[str, str]], run: RunFolder, settings: RunSettings, checkpoint: Path | None
+) -> int:
+    """Runs ``fit``, ``validate``, ``test`` or ``predict`` and returns the exit code.
+
+    Args:
+        verb: Which.
+        configs: Configuration files, later ones win.
+        options: Values that override them, as dotted key and text.
+        run: The run's own folder.
+        settings: The resolved ``run`` group.
+        checkpoint: File to continue from, or to evaluate; ``None`` for neither.
+
+    Raises:
+        UserError: Whatever the user can mend.
+    """
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    for message in QUIET:
+        warnings.filterwarnings("ignore", message=message)
+    arguments = [verb, *(word for path in configs for word in ("-c", str(path))), *(f"--{key}={value}" for key, value in options)]
+    try:
+        cli = GenLabCLI(verb, run, settings, checkpoint, args=arguments)
+    except (ArgumentError, MisconfigurationException) as error:
+        raise UserError(f"configuration: {error}") from error
+    return UNREADABLE if is_first_process() and cli.unreadable and not settings.allow_unreadable else 0

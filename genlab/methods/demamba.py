@@ -1,0 +1,299 @@
+"""DeMamba: is this video real or generated? (Chen et al., arXiv 2405.19707.) Label 1 = fake, sigmoid(logit) = P(fake).
+
+A backbone turns a clip into tokens (B, T, G, G, C) and a global vector (B, C). The tokens of each zone of R x R, over all frames,
+run as one sequence through a bidirectional Mamba block (Sec. 4.2); the P zone means and the global vector feed a linear classifier.
+Where the official code does otherwise than the paper says, the default is the paper's; ``experiments/presets/demamba_official.yaml``
+switches to the code's behaviour.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import CatMetric
+
+from genlab.batches import Evaluated, Strip, VideoBatch
+from genlab.errors import UserError
+from genlab.metrics.generators import GeneratorMetrics, threshold_at_fpr
+from genlab.models.backbones import Backbone
+from genlab.models.mamba import MambaBlock, MambaOptions
+from genlab.models.xclip import XCLIP
+from genlab.models.zones import ScanPath, ZoneOrder, token_order
+from genlab.training.base import Method
+
+
+class LocalFeatures(NamedTuple):
+    """What the Mamba block makes of a clip's zones."""
+
+    sequences: Tensor
+    """(B, P, L, C) with L = T * R * R, in scan order."""
+    zone_mean: Tensor
+    """(B, P, C)."""
+
+
+class DeMambaHead(nn.Module):
+    """Tokens and global vector -> logit (Sec. 4.2; parameter names as in the official code).
+
+    Args:
+        width: C.
+        grid: G.
+        num_frames: T' of the tokens.
+        zone_size: R.
+        zone_order: See :func:`genlab.models.zones.token_order`.
+        scan: Path within a frame of a zone.
+        mamba: Options of the Mamba block.
+        feature_norms: LayerNorm on the global vector and on all zone means together (official code: X-CLIP only).
+        scan_backend: Of :func:`genlab.models.selective_scan.selective_scan`.
+    """
+
+    order: Tensor
+
+    def __init__(
+        self, width: int, grid: int, num_frames: int, zone_size: int = 2, zone_order: ZoneOrder = "paper", scan: ScanPath = "snake",
+        mamba: MambaOptions | None = None, feature_norms: bool = True, scan_backend: str = "auto",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.register_buffer("order", token_order(grid, zone_size, num_frames, zone_order, scan), persistent=False)
+        self.zones = len(self.order)
+        self.mamba = MambaBlock(width, mamba or MambaOptions(), scan_backend)
+        self.fc_norm = nn.LayerNorm(self.zones * width) if feature_norms else nn.Identity()
+        self.fc_norm2 = nn.LayerNorm(width) if feature_norms else nn.Identity()
+        self.fc1 = nn.Linear((self.zones + 1) * width, 1)
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+
+    def local_features(self, tokens: Tensor) -> LocalFeatures:
+        """(B, T, G, G, C) -> the zones' sequences after the Mamba block, and their means."""
+        sequences = tokens.flatten(1, 3)[:, self.order]  # (B, P, L, C): zone grouping, Sec. 4.2
+        sequences = self.mamba(sequences.flatten(0, 1)).unflatten(0, sequences.shape[:2])
+        return LocalFeatures(sequences, sequences.mean(2))
+
+    def classify(self, zone_mean: Tensor, global_vector: Tensor) -> Tensor:
+        """Zone means (B, P, C), zone-major, and global vector (B, C) -> logit (B,)."""
+        features = torch.cat([self.fc_norm2(global_vector), self.fc_norm(zone_mean.flatten(1))], dim=1)
+        return self.fc1(features).squeeze(1)
+
+    def forward(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
+        return self.classify(self.local_features(tokens).zone_mean, global_vector)
+
+    def evidence(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
+        """Which places speak for "generated": gradient of the logit times activation, after the Mamba block (ours, not the paper's).
+
+        Returns:
+            (B, T, G, G); a place's share of its zone's mean, so the sum over a zone is gradient times zone mean.
+        """
+        with torch.enable_grad():
+            sequences = self.local_features(tokens).sequences.detach().requires_grad_()
+            logit = self.classify(sequences.mean(2), global_vector.detach()).sum()
+            (gradient,) = torch.autograd.grad(logit, sequences)
+        share = (gradient * sequences).sum(-1).detach()  # (B, P, L)
+        places = share.new_empty(share.shape[0], share[0].numel())
+        places[:, self.order.flatten()] = share.flatten(1)
+        return places.view(tokens.shape[:4])
+
+
+class PoolHead(nn.Module):
+    """The backbone alone, baseline of every table (paper, Table 3): norm and linear layer on the global vector."""
+
+    def __init__(self, width: int, feature_norms: bool = True) -> None:
+        super().__init__()
+        self.fc_norm2 = nn.LayerNorm(width) if feature_norms else nn.Identity()
+        self.fc1 = nn.Linear(width, 1)
+        nn.init.xavier_uniform_(self.fc1.weight)
+        nn.init.zeros_(self.fc1.bias)
+
+    def forward(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
+        return self.fc1(self.fc_norm2(global_vector)).squeeze(1)
+
+
+class DeMamba(Method):
+    """Detector of generated video, trained with binary cross-entropy on one clip per video.
+
+    Args:
+        backbone: Settings of the backbone; left out, X-CLIP-B/16 as in the paper's main result.
+        head: ``demamba``, or ``pool``: the backbone alone, the baseline.
+        num_frames: T, frames per clip. Paper: 8.
+        zone_size: R, tokens per side of a zone. Paper: 2; the released code runs with 1.
+        zone_order: ``paper``, or ``official`` for the released code's grouping, whose sequences are not zones.
+        scan: ``snake`` (paper: "continuous") or ``sweep``.
+        mamba: Options of the Mamba block.
+        scan_backend: Kernel of the selective scan: ``auto``, ``mamba_ssm`` (CUDA), ``cpu`` or ``torch``.
+        train_backbone: Full training (paper: FT), or ``false`` for partial tuning (PT): the backbone is frozen.
+        lr: Learning rate. Paper: 1e-6 for CLIP and X-CLIP, 1e-5 for VideoMAE and networks from scratch.
+        head_lr: Learning rate of the head; left out, ``lr``, as in the paper.
+        weight_decay: Of AdamW. Official code: 1e-8.
+        milestones: Epochs after which the rates are multiplied by ``gamma``. Paper: none for full training; 20 and 25 for partial tuning.
+        gamma: Factor at the milestones. Paper: 0.1.
+        threshold: A clip is called fake when P(fake) is greater. Paper: 0.5.
+        fpr: Instead of ``threshold``: the smallest threshold whose false-positive rate on the validation set was at most this, in (0, 1).
+        f1_official: Report F1 from the truncated counts of the official evaluation instead of the exact ones.
+    """
+
+    val_real_scores: CatMetric
+
+    def __init__(
+        self,
+        backbone: Backbone | None = None,
+        head: Literal["demamba", "pool"] = "demamba",
+        num_frames: int = 8,
+        zone_size: int = 2,
+        zone_order: ZoneOrder = "paper",
+        scan: ScanPath = "snake",
+        mamba: MambaOptions | None = None,
+        scan_backend: Literal["auto", "mamba_ssm", "cpu", "torch"] = "auto",
+        train_backbone: bool = True,
+        lr: float = 1e-6,
+        head_lr: float | None = None,
+        weight_decay: float = 1e-8,
+        milestones: list[int] | None = None,
+        gamma: float = 0.1,
+        threshold: float = 0.5,
+        fpr: float | None = None,
+        f1_official: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        if fpr is not None and not 0 < fpr < 1:
+            raise UserError(f"model.fpr: {fpr} is not a rate between 0 and 1; 0.01 allows one false alarm in a hundred real clips.")
+        self.backbone_settings, self.mamba_options = backbone or XCLIP(), mamba or MambaOptions()
+        self.validation_scores: Tensor | None = None  # P(fake) of the real validation clips, for ``fpr``; kept in checkpoints
+        self.metrics = nn.ModuleDict()
+        self.head: nn.Module | None = None
+
+    def configure_model(self) -> None:
+        if self.head is not None:
+            return
+        settings = self.hparams
+        self.backbone = self.backbone_settings.build()
+        if not settings.train_backbone:
+            self.freeze("backbone")
+        if settings.head == "pool":
+            self.head = PoolHead(self.backbone.width, self.backbone.feature_norms)
+            return
+        self.head = DeMambaHead(
+            self.backbone.width, self.backbone.grid, self.backbone.token_frames(settings.num_frames), settings.zone_size, settings.zone_order,
+            settings.scan, self.mamba_options, self.backbone.feature_norms, settings.scan_backend,
+        )  # fmt: skip
+
+    def features(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, 3, H, W), normalised -> tokens (B, T', G, G, C) and global vector (B, C)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams.train_backbone):
+            return self.backbone(video)
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, T, 3, H, W), normalised -> logits (B,); greater than 0 means fake."""
+        assert self.head is not None, "configure_model() has not run"
+        return self.head(*self.features(video))
+
+    def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
+        logits = self(batch["video"])
+        loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"].float())
+        self.log("train/unreadable", batch["substituted"].float().sum(), on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+        return self.log_losses({"loss": loss}, batch_size=len(logits))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        settings = self.hparams
+        head_lr = settings.lr if settings.head_lr is None else settings.head_lr
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        assert self.head is not None
+        groups = [{"params": list(self.head.parameters()), "lr": head_lr, "name": "head"}]
+        if backbone:
+            groups.append({"params": backbone, "lr": settings.lr, "name": "backbone"})
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, settings.milestones or [], settings.gamma)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    # Evaluation: recall, F1, AP and AUROC per generator against all reals, and their means (Sec. 5.2).
+
+    def _start(self, stage: str) -> None:
+        names = getattr(getattr(self.trainer, "datamodule", None), "generators", None)
+        if names is None:
+            raise UserError("data: per-generator metrics need a datamodule with an attribute `generators`, such as datamodules.genvideo.GenVideo.")
+        metric = GeneratorMetrics(names[stage], threshold=self.decision_threshold(), f1_official=self.hparams.f1_official)
+        self.metrics[stage] = metric.to(self.device)
+
+    def _finish(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in self.metrics[stage].compute().items()}, prog_bar=False)
+        self.metrics[stage].reset()
+
+    def on_validation_start(self) -> None:
+        self._start("val")
+        self.val_real_scores = CatMetric().to(self.device)
+
+    def on_test_start(self) -> None:
+        self._start("test")
+
+    def validation_step(self, batch: VideoBatch, batch_idx: int) -> Evaluated:
+        out, scores = self._evaluate(batch, "val", pictures=batch_idx == 0)
+        self.val_real_scores.update(scores[batch["readable"] & (batch["label"] == 0)])
+        return out
+
+    def test_step(self, batch: VideoBatch, batch_idx: int) -> Evaluated:
+        return self._evaluate(batch, "test", pictures=batch_idx == 0)[0]
+
+    def predict_step(self, batch: VideoBatch, batch_idx: int) -> Evaluated:
+        return self._evaluate(batch, None, pictures=True)[0]
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+        self.validation_scores = self.val_real_scores.compute().flatten().cpu().sort().values
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _evaluate(self, batch: VideoBatch, stage: str | None, pictures: bool) -> tuple[Evaluated, Tensor]:
+        tokens, global_vector = self.features(batch["video"])
+        assert self.head is not None
+        logits = self.head(tokens, global_vector).float()
+        scores, readable = logits.double().sigmoid(), batch["readable"]
+        if stage is not None:
+            generators = [name for name, ok in zip(batch["generator"], readable.tolist()) if ok]
+            self.metrics[stage].update(scores[readable], batch["label"][readable], generators, batch["index"][readable])
+        threshold, rows = self.decision_threshold(), []
+        for i, (score, ok) in enumerate(zip(scores.tolist(), readable.tolist())):
+            row = {"id": batch["id"][i], "label": int(batch["label"][i]) if stage else "", "score": score if ok else ""}
+            row |= {"status": "ok" if ok else "unreadable", "generator": batch["generator"][i]}
+            rows.append(row | {"called": ("fake" if score > threshold else "real") if ok else "", "threshold": threshold})
+        out: Evaluated = {"rows": rows}
+        if pictures:
+            out["strips"] = self._strips(batch, tokens, global_vector, rows)
+        return out, scores
+
+    def _strips(self, batch: VideoBatch, tokens: Tensor, global_vector: Tensor, rows: list[dict[str, Any]]) -> list[Strip]:
+        heat: list[np.ndarray | None] = [None] * len(rows)
+        if isinstance(self.head, DeMambaHead):
+            evidence = self.head.evidence(tokens, global_vector).float()
+            if self.hparams.zone_order != "official":  # the sequences of the released code are no zones
+                evidence = F.avg_pool2d(evidence, self.hparams.zone_size)
+            heat = list(evidence.cpu().numpy())
+        strips: list[Strip] = []
+        for i, row in enumerate(rows):
+            if row["status"] == "ok":
+                frames = batch["pixels"][i, : int(batch["num_frames"][i])].permute(0, 2, 3, 1).cpu().numpy()
+                caption = f"P(fake) = {row['score']:.3f}: called {row['called']}" + (f", is {row['generator']}" if row["label"] != "" else "")
+                strips.append({"id": row["id"], "caption": caption, "frames": frames, "heat": heat[i]})
+        return strips
+
+    def decision_threshold(self) -> float:
+        """Above it a clip is called fake: ``threshold``, or the one with the false-positive rate ``fpr`` on the validation set.
+
+        Raises:
+            UserError: ``fpr`` is asked for, but the checkpoint has seen no validation.
+        """
+        if self.hparams.fpr is None or self.trainer.validating or self.trainer.sanity_checking:
+            return self.hparams.threshold
+        if self.validation_scores is None or not len(self.validation_scores):
+            raise UserError("model.fpr: the checkpoint holds no validation scores to choose a threshold from; use one saved after a validation.")
+        return threshold_at_fpr(self.validation_scores, self.hparams.fpr)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["validation_scores"] = self.validation_scores
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.validation_scores = checkpoint.get("validation_scores")

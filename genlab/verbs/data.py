@@ -1,0 +1,260 @@
+"""``genlab data make|check|show DATASET --root DIR``: write a tiny dataset, look a dataset through, look at it.
+
+A dataset's folder is only ever read; ``make`` writes a new one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from genlab.errors import UserError
+from genlab.files import write_csv, write_json
+from genlab.nearest import did_you_mean
+from genlab.signatures import Signature, signature
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from datamodules.checks import Item
+
+DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo"}
+PLANNED = (
+    "genvideo kinetics400 ucf101 hmdb51 ssv2 imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc sun397 dtd eurosat "
+    "ucf101_midframes hyspefas interhf domain_images dreambooth multimodal_prompt defake inpainting"
+).split()
+HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
+
+  make   write the tiny, procedural form of a dataset in the layout of the real one
+  check  counts, missing and broken files, copies, wrong labels; of real data or of tiny:DATASET
+  show   a contact sheet
+
+  python -m genlab data make genvideo --root data/tiny-genvideo
+  python -m genlab data check genvideo --root $GENLAB_DATA/GenVideo --level full --out findings.csv
+  python -m genlab data show genvideo --root tiny:genvideo
+
+Options of an action: python -m genlab data ACTION --help. Datasets: {datasets}."""
+FRAMES = 2  # of a clip on the contact sheet: the first and the last one of the window that an evaluation takes
+
+
+def main(args: list[str]) -> int:
+    """Runs ``make``, ``check`` or ``show``.
+
+    Raises:
+        UserError: Unknown action, dataset or option, or a dataset that is not there.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP.format(datasets=", ".join(DATAMODULES)))
+        return 0
+    actions = {"make": make, "check": check, "show": show}
+    if args[0] not in actions:
+        raise UserError(f"data: there is no action {args[0]!r}{did_you_mean(args[0], actions) or '.'} There are make, check and show.")
+    return actions[args[0]](args[1:])
+
+
+def make(args: Sequence[str]) -> int:
+    """Writes a tiny dataset into a new folder; interrupted, the same command goes on."""
+    from datamodules import tinyworld
+
+    parser = argparse.ArgumentParser("python -m genlab data make", description=make.__doc__, allow_abbrev=False)
+    parser.add_argument("dataset", help=", ".join(tinyworld.DATASETS))
+    parser.add_argument("--root", type=Path, required=True, help="the new folder")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes other clips (default 0)")
+    dataset = next((word for word in args if not word.startswith("-")), "")
+    if dataset:
+        _known(dataset, tinyworld.DATASETS, "data make")
+        options = _writer_options(tinyworld.DATASETS[dataset])
+        for name, parameter in options.parameters.items():
+            kind = {"int": int, "float": float}.get(parameter.annotation or "", str)
+            parser.add_argument(
+                f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=f"{parameter.help} (default {parameter.default})"
+            )
+    given, unknown = parser.parse_known_args(args)
+    if unknown:
+        word = unknown[0].partition("=")[0]
+        near = did_you_mean(word, [f"--{name}" for name in ("root", "seed", *options.parameters)])
+        raise UserError(f"data make: {dataset} has no option {word}{near or '.'} It has {', '.join(f'--{name}' for name in options.parameters)}.")
+    chosen = {name: value for name, value in vars(given).items() if name not in ("dataset", "root", "seed")}
+    root = tinyworld.make(dataset, given.root, seed=given.seed, **chosen)
+    print(f"tiny {dataset}: {root}")
+    return 0
+
+
+def check(args: Sequence[str]) -> int:
+    """Looks a dataset through. Exit code 1 when it has errors; stopped, a full check goes on where it was."""
+    parser = _parser("check", check.__doc__)
+    parser.add_argument(
+        "--level", choices=("quick", "full"), default="full", help="quick: lists, and 200 clips decoded, as before a fit; full (default): every clip"
+    )
+    parser.add_argument("--workers", type=int, default=None, help="processes; 0: none beside this one; default: one per core")
+    parser.add_argument("--out", type=Path, help="FILE.json for the whole report, FILE.csv for the findings")
+    given = parser.parse_args(args)
+    if given.workers is not None and given.workers < 0:
+        raise UserError(f"data check: --workers {given.workers} is too few; use 0 or more.")
+    _known(given.dataset, DATAMODULES, "data check")
+    _check_out(given.out, (".json", ".csv"), given.root)
+
+    from datamodules import checks
+    from genlab.reports import console_table
+
+    data = _datamodule(given)
+    try:
+        with _stops_on_term():
+            quick = given.level == "quick"
+            report = checks.quick_check(data.index, data.root) if quick else checks.full_check(data.index, data.root, given.workers)
+    except KeyboardInterrupt:
+        print("data check: stopped. What was read is remembered: the same command goes on from there.")
+        return 75
+    print(console_table(report.counts, f"{given.dataset} in {data.root}"))
+    if report.distributions:
+        print("\n" + console_table(report.distributions, "What should not tell the classes apart (median, 5th and 95th percentile)"))
+    for kind, messages in (("error", report.errors), ("warning", report.warnings)):
+        for message in messages:
+            print(f"\n{kind}: {message}")
+    print(f"\n{given.level} check: {len(report.errors)} errors, {len(report.warnings)} warnings, {len(report.findings)} findings.")
+    if given.out is not None:
+        if given.out.suffix == ".json":
+            write_json(given.out, asdict(report))
+        else:
+            write_csv(given.out, report.findings, ("path", "problem", "split", "detail"))
+        print(f"written: {given.out}")
+    return 1 if report.errors else 0
+
+
+def show(args: Sequence[str]) -> int:
+    """Makes a contact sheet: a row per split and generator, the first and last frame of each clip side by side."""
+    parser = _parser("show", show.__doc__)
+    parser.add_argument("--out", type=Path, help="PNG or JPEG to write (default DATASET-sheet.png here)")
+    parser.add_argument("--per", type=int, default=4, help="clips in a row (default 4)")
+    given = parser.parse_args(args)
+    if given.per < 1:
+        raise UserError(f"data show: --per {given.per} is too few; use 1 or more.")
+    _known(given.dataset, DATAMODULES, "data show")
+    out = given.out or Path(f"{given.dataset}-sheet.png")
+    _check_out(out, (".png", ".jpg", ".jpeg"), given.root)
+
+    from datamodules import checks
+    from genlab.figures import contact_sheet
+
+    data = _datamodule(given)
+    rows: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in checks.items_of(data.index, data.root):
+        rows[item.split, item.group].append(item)
+    images: list[Any] = []
+    captions: list[str] = []
+    for (split, group), items in rows.items():
+        for pictures, caption in _row(items, given.per):
+            images += pictures
+            captions += [f"{split}: {group}\n{caption}"] * FRAMES
+    sheet = contact_sheet(images, captions, columns=FRAMES * given.per)
+    _save(sheet, out)
+    print(f"{len(rows)} rows of {given.per} clips: {out.resolve()}")
+    return 0
+
+
+def _parser(action: str, description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"python -m genlab data {action}", description=description, allow_abbrev=False)
+    parser.add_argument("dataset", help=", ".join(DATAMODULES))
+    parser.add_argument("--root", required=True, help="folder of the dataset, or tiny:DATASET")
+    parser.add_argument("--train_list", help="CSV list of training clips, instead of the folders")
+    parser.add_argument("--test_list", help="CSV list of test clips")
+    return parser
+
+
+def _known(dataset: str, there: dict[str, str], verb: str) -> None:
+    if dataset in there:
+        return
+    listed = f"There are: {', '.join(there)}."
+    if dataset in PLANNED:
+        raise UserError(f"{verb}: {dataset} is not there yet. {listed}")
+    raise UserError(f"{verb}: there is no dataset {dataset!r}{did_you_mean(dataset, there) or '.'} {listed}")
+
+
+def _writer_options(writer: str) -> Signature:
+    found = signature(writer.replace(":", "."))
+    for name in ("folder", "seed", "progress"):
+        found.parameters.pop(name, None)
+    return found
+
+
+def _check_out(out: Path | None, suffixes: tuple[str, ...], root: str) -> None:
+    """Refuses, before any work, a file that could not be written or would change the dataset."""
+    if out is None:
+        return
+    if out.suffix.lower() not in suffixes:
+        raise UserError(f"--out {out}: unknown kind of file; use {' or '.join(suffixes)}.")
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder; name a file.")
+    if not root.startswith("tiny:") and out.resolve().is_relative_to(Path(root).resolve()):
+        raise UserError(f"--out {out} lies in the dataset {root}, which stays as it is; name a file elsewhere.")
+
+
+def _datamodule(given: argparse.Namespace) -> Any:
+    """The dataset's datamodule with its whole index read."""
+    module, name = DATAMODULES[given.dataset].split(":")
+    lists = {key: getattr(given, key) for key in ("train_list", "test_list") if getattr(given, key)}
+    data = getattr(importlib.import_module(module), name)(root=given.root, **lists)
+    data.setup("check")
+    return data
+
+
+@contextmanager
+def _stops_on_term() -> Iterator[None]:
+    """TERM stops as Ctrl-C does: orderly, with nothing left running."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _row(items: Sequence[Item], count: int) -> Iterator[tuple[list[Image | np.ndarray], str]]:
+    """Pictures and caption of ``count`` clips, always the same ones; empty cells where there are fewer."""
+    from PIL import Image
+
+    from genlab.training.randomness import keyed_rng
+
+    order = keyed_rng("show", items[0].split, items[0].group).permutation(len(items))[:count]
+    for item in (items[i] for i in sorted(order)):
+        pictures = _pictures(item)
+        yield pictures or [Image.new("RGB", (160, 120), "#c8c8c8")] * FRAMES, Path(item.id).name + ("" if pictures else " (unreadable)")
+    for _ in range(count - len(order)):
+        yield [Image.new("RGB", (160, 120), "white")] * FRAMES, ""
+
+
+def _pictures(item: Item) -> list[Image | np.ndarray]:
+    """First and last frame of the window that an evaluation takes; none if they cannot be read."""
+    from PIL import Image
+
+    from datamodules.checks import CLIP_FRAMES, frame_files
+    from datamodules.video import UnreadableVideo, extracted_indices, open_video, sample_window
+
+    try:
+        if item.first >= 0:
+            files = list(frame_files(item).values())
+            window = sample_window(len(files), CLIP_FRAMES) if files else []
+            return [Image.open(files[k]).convert("RGB") for k in (window[0], window[-1])] if files else []
+        with open_video(item.path) as video:
+            extracted = extracted_indices(video.timestamps, video.info.duration)
+            window = extracted[sample_window(len(extracted), CLIP_FRAMES)]
+            return list(video.frames([window[0], window[-1]]))
+    except (UnreadableVideo, OSError, SyntaxError):  # the last two are PIL's
+        return []
+
+
+def _save(sheet: Image, out: Path) -> None:
+    import io
+
+    from genlab.files import write_bytes
+
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG" if out.suffix.lower() == ".png" else "JPEG")
+    write_bytes(out, buffer.getvalue())
