@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import resource
+import shlex
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.predictions import Predictions
 from genlab import figures
-from genlab.files import read_csv, write_json
+from genlab.files import read_csv, write_bytes, write_json
 from genlab.reports import Report, console_table
 from genlab.results import HEARTBEAT_SECONDS, RunFolder, config_hash, git_state, metric_tables, versions
 
@@ -31,8 +34,28 @@ class RunRecord(Callback):
 
     def __init__(self, folder: RunFolder, config: Mapping[str, Any], experiment: str, checkpoint: str | None = None) -> None:
         self.folder, self.config, self.experiment, self.checkpoint = folder, config, experiment, checkpoint
-        self._started = time.monotonic()
+        self.started = False
+        self._since = time.monotonic()
         self._beat = time.monotonic()
+
+    def _start(self, trainer: Trainer) -> None:
+        """Takes the folder: configuration, data and weights are known to be good by now."""
+        if trainer.is_global_zero and not self.started:
+            self.folder.start(command=shlex.join(["genlab", *sys.argv[1:]]))
+            write_bytes(self.folder.path / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False).encode())
+        self.started = True
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer)
 
     def _alive(self, trainer: Trainer, **entries: Any) -> None:
         if trainer.is_global_zero and (entries or time.monotonic() - self._beat > HEARTBEAT_SECONDS):
@@ -72,7 +95,7 @@ class RunRecord(Callback):
             "seed": self.config.get("seed_everything"), "data_fingerprint": getattr(data, "fingerprint", None),
             "protocol": getattr(data, "protocol", {}), "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
             "counts": predictions.counts if predictions is not None else {}, "steps": trainer.global_step, "epochs": trainer.current_epoch,
-            "wall_seconds": time.monotonic() - self._started, "peak_memory_bytes": peak,
+            "wall_seconds": time.monotonic() - self._since, "peak_memory_bytes": peak,
             "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad), "checkpoint": self.checkpoint,
         }  # fmt: skip
         if stage == "fit" and best is not None:

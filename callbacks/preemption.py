@@ -9,19 +9,23 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 log = logging.getLogger(__name__)
 
 CONTINUE_ME = 75  # exit code (EX_TEMPFAIL) on which the job script requeues
+BEFORE_VALIDATION_SECONDS = 60.0  # more work than this is not put at risk by a validation
 
 
-class LastCheckpoint(Callback):
+class LastCheckpoint(Checkpoint):
     """Writes ``last.ckpt`` within training, and stops with exit code 75 after a signal.
 
-    It is written at the ends of training batches only: every ``every_minutes``, every ``every_steps`` optimizer steps, at the last batch
-    before a validation and at a signal. So a run that is killed in a validation comes back to just before it and validates again. The
-    file is written beside its place and renamed.
+    It is written every ``every_minutes``, every ``every_steps`` optimizer steps, at a signal, at the end of training, and, unless that
+    was a moment ago, shortly before a validation: a run that is killed in a validation comes back to before it and validates again.
+    Lightning restores exactly what was saved within an epoch or after its end, but skips a validation that was due; so nothing is
+    written at a batch after which one is due, but at the optimizer step before. The file is written beside its place and renamed.
 
     Args:
         path: The file.
@@ -32,7 +36,7 @@ class LastCheckpoint(Callback):
     def __init__(self, path: Path, every_minutes: float = 15.0, every_steps: int | None = None) -> None:
         self.path, self.every_seconds, self.every_steps = path, every_minutes * 60, every_steps
         self.signalled = False
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), -1
         self._common_batches = 0
 
     def _listen(self) -> None:
@@ -48,17 +52,27 @@ class LastCheckpoint(Callback):
         self.saved_at = time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        done = batch_idx + 1
-        last = done >= trainer.num_training_batches
-        if not last and done % trainer.accumulate_grad_batches:
-            return  # gradients are half gathered, and no checkpoint holds them
-        before_validation = last or (trainer.val_check_batch not in (None, math.inf) and done % int(trainer.val_check_batch) == 0)
-        due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
-        late = time.monotonic() - self.saved_at > self.every_seconds
-        # One small collective a step, so that all ranks decide alike whatever their clocks and signals say.
-        if trainer.strategy.reduce_boolean_decision(self.signalled or late, all=False) or before_validation or due:
-            self.save(trainer)
+        done, accumulate = batch_idx + 1, trainer.accumulate_grad_batches
+        boundary = _next_boundary(trainer, done)
+        if done == boundary or done % accumulate:
+            return  # a validation or the epoch's end follows; or gradients are half gathered, and no checkpoint holds them
+        elapsed = time.monotonic() - self.saved_at
+        late = elapsed > self.every_seconds or (done + accumulate >= boundary and elapsed > BEFORE_VALIDATION_SECONDS)
+        self._save_if(trainer, late)
         self._stop_if_signalled(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save_if(trainer, time.monotonic() - self.saved_at > self.every_seconds)
+        self._stop_if_signalled(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def _save_if(self, trainer: Trainer, late: bool) -> None:
+        due = self.every_steps is not None and trainer.global_step % self.every_steps == 0
+        # One small collective a step, so that all ranks decide alike whatever their clocks and signals say.
+        if trainer.strategy.reduce_boolean_decision(self.signalled or late, all=False) or due:
+            self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint; called by all ranks."""
@@ -67,7 +81,7 @@ class LastCheckpoint(Callback):
         if trainer.is_global_zero:
             beside.replace(self.path)
         trainer.strategy.barrier("last.ckpt")
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self.signalled, all=False):
@@ -88,8 +102,6 @@ class LastCheckpoint(Callback):
     def _start_evaluation(self, trainer: Trainer, batches: list[int | float]) -> None:
         self._listen()
         # Without padding ranks may differ by a batch; they may only ask each other while all are at it.
-        import torch
-
         mine = torch.tensor(float(sum(batches)), device=trainer.strategy.root_device)
         self._common_batches = int(-float(trainer.strategy.reduce(-mine, reduce_op="max"))) if trainer.world_size > 1 else int(mine)
 
@@ -111,3 +123,12 @@ class LastCheckpoint(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._poll(trainer, batch_idx)
+
+
+def _next_boundary(trainer: Trainer, done: int) -> float:
+    """The batch, counted from 1 and not before ``done``, after which a validation or the end of the epoch comes."""
+    end = float(trainer.num_training_batches)
+    every = trainer.val_check_batch
+    if every is None or every == math.inf:
+        return end
+    return min(end, math.ceil(done / every) * every)

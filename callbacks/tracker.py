@@ -24,7 +24,7 @@ class Tracker(Callback):
     def _loggers(trainer: Trainer) -> list[WandbLogger]:
         return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)] if trainer.is_global_zero else []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for logger in self._loggers(trainer):
             run = logger.experiment
             self.folder.update(wandb={"id": run.id, "project": run.project, "entity": run.entity or None, "name": run.name})

@@ -7,6 +7,7 @@ that every dataset can be checked; the second half reads GenVideo's clips.
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import multiprocessing.process
 import os
@@ -29,7 +30,7 @@ from tqdm import tqdm
 
 from datamodules.genvideo_index import FRAME, REAL_FOLDER, TEST_NAMES, TRAIN_NAMES, Clips
 from datamodules.video import UnreadableVideo, extracted_indices, extraction_fps, open_video, sample_window
-from genlab.files import read_json, write_json
+from genlab.files import write_bytes
 from genlab.store import RowStore
 from genlab.training.randomness import fold_key, keyed_rng
 
@@ -120,7 +121,7 @@ class CheckReport:
 
 def checks_folder() -> Path:
     """Where checks remember what they have read: ``$GENLAB_CACHE/checks``."""
-    return Path(os.environ.get("GENLAB_CACHE", "~/.cache/genlab")).expanduser() / "checks"
+    return Path(os.environ.get("GENLAB_CACHE") or "~/.cache/genlab").expanduser() / "checks"
 
 
 # For every dataset
@@ -238,8 +239,14 @@ def _state(item: Item) -> str:
     return f"{VERSION} {item.path.absolute()} {item.first} {item.frames} {files}"
 
 
-def _read_in_processes(read: Read, todo: Mapping[str, Item], workers: int) -> Generator[tuple[str, Facts]]:
-    """Facts by state, in the order in which they are ready. A file that kills its process is one more kind of unreadable."""
+def _read_in_processes(read: Read, todo: Mapping[str, Item], workers: int, queued: int = 4) -> Generator[tuple[str, Facts]]:
+    """Facts by state, as soon as they are known. A file that kills its process is one more kind of unreadable.
+
+    Args:
+        queued: Items per process that are handed out at a time.
+    """
+    if not todo:
+        return
     if workers < 1:
         yield from ((state, examine(read, item)) for state, item in todo.items())
         return
@@ -250,7 +257,7 @@ def _read_in_processes(read: Read, todo: Mapping[str, Item], workers: int) -> Ge
             states: dict[Future[Facts], str] = {}
             try:
                 while True:
-                    for state, item in islice(waiting, 4 * workers - len(states)):
+                    for state, item in islice(waiting, queued * workers - len(states)):
                         under_way[state] = item  # before submit(), which raises if the pool has broken meanwhile
                         states[pool.submit(examine, read, item)] = state
                     if not states:
@@ -262,17 +269,11 @@ def _read_in_processes(read: Read, todo: Mapping[str, Item], workers: int) -> Ge
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
     except BrokenProcessPool:
-        for state, item in under_way.items():  # one of these did it
-            yield state, _examine_alone(read, item)
-        yield from _read_in_processes(read, dict(waiting), workers)
-
-
-def _examine_alone(read: Read, item: Item) -> Facts:
-    try:
-        with _processes(1) as pool:
-            return pool.submit(examine, read, item).result()
-    except BrokenProcessPool:
-        return Facts("unreadable", "the decoder crashes on it")
+        if len(under_way) == 1:
+            yield from ((state, Facts("unreadable", "the decoder crashes on it")) for state in under_way)
+        else:  # one of these did it
+            yield from _read_in_processes(read, under_way, workers=1, queued=1)
+        yield from _read_in_processes(read, dict(waiting), workers, queued)
 
 
 def _processes(count: int) -> ProcessPoolExecutor:
@@ -357,8 +358,8 @@ def _summary(values: Sequence[Any]) -> dict[str, Any]:
     if isinstance(values[0], str):
         word, count = Counter(values).most_common(1)[0]
         return {"typical": word, "low": f"{count / len(values):.0%}", "high": ""}
-    low, typical, high = (round(float(q), 3) for q in np.percentile(values, [5, 50, 95]))
-    return {"typical": typical, "low": low, "high": high}
+    low, typical, high = (round(float(q), 2) for q in np.percentile(values, [5, 50, 95]))
+    return {"typical": f"{typical:g}", "low": f"{low:g}", "high": f"{high:g}"}
 
 
 def told_apart(first: Sequence[Any], second: Sequence[Any], bins: int = 8) -> float:
@@ -393,11 +394,11 @@ def quick_check(index: Mapping[str, Clips], root: Path, sample: int = 200) -> Ch
     """:func:`check_sample` of GenVideo's splits, remembered until the lists change; while something is wrong it is done anew."""
     state = fold_key(VERSION, str(root.absolute()), sample, *(f"{split} {clips.fingerprint}" for split, clips in index.items()))
     cache = checks_folder() / f"quick-{state:032x}.json"
-    if known := read_json(cache):
-        return CheckReport(**known)
+    if cache.is_file():
+        return CheckReport(**json.loads(cache.read_text()))
     report = check_sample(items_of(index, root), read_clip, LABELS, sample)
     if not report.errors and not any(row["problem"] == "missing" for row in report.findings):
-        write_json(cache, asdict(report))
+        write_bytes(cache, json.dumps(asdict(report)).encode())
     return report
 
 
@@ -476,10 +477,10 @@ def _flaw_inside(path: Path) -> str:
 
 
 def _read_frames(item: Item, whole: bool) -> Facts:
-    there = {int(match[1]): file for file in item.path.iterdir() if (match := FRAME.fullmatch(file.name))}
     numbers = np.arange(item.first, item.first + item.frames)
     if not len(numbers):
         return Facts("empty", "the list names no frames")
+    there = frame_files(item)
     asked = (numbers if whole else numbers[sample_window(len(numbers), CLIP_FRAMES)]).tolist()
     sizes = {number: _picture_size(there[number]) if number in there else "" for number in asked}
     broken = [str(number) for number, size in sizes.items() if not size]
@@ -490,6 +491,12 @@ def _read_frames(item: Item, whole: bool) -> Facts:
         return Facts("truncated", f"{len(broken)} of {len(asked)} frames missing or broken: {', '.join(broken[:10])}", measures=measures)
     short = item.frames < CLIP_FRAMES
     return Facts("short" if short else "", f"{item.frames} of {CLIP_FRAMES} frames" if short else "", measures=measures)
+
+
+def frame_files(item: Item) -> dict[int, Path]:
+    """Those of the promised frames that are there, by number, ascending."""
+    there = {int(match[1]): file for file in item.path.iterdir() if (match := FRAME.fullmatch(file.name))}
+    return {number: there[number] for number in range(item.first, item.first + item.frames) if number in there}
 
 
 def _picture_size(path: Path) -> str:

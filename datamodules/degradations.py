@@ -22,7 +22,9 @@ before normalisation. [default] marks what neither paper nor code states: conten
 
 from __future__ import annotations
 
+import errno
 import math
+import platform
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, get_args
@@ -35,6 +37,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from datamodules.transforms import Mode, blur, each_frame, jpeg, resize
 from datamodules.video import UnreadableVideo, video_stream
+from genlab.errors import MissingPath
 
 Degradation = Literal["h264", "jpeg", "flip", "crop", "text", "image", "gaussian", "color"]
 DEGRADATIONS: tuple[Degradation, ...] = get_args(Degradation)
@@ -147,15 +150,23 @@ def reencode_h264(src: Path, dst: Path, crf: int = 28, preset: str = "medium") -
 
     Raises:
         UnreadableVideo: ``src`` cannot be decoded to its end.
+        MissingPath: The folder of ``dst`` is not there.
+        OSError: ``dst`` cannot be written.
     """
     import av
 
+    if not dst.parent.is_dir():
+        raise MissingPath(f"{dst.parent} is not a folder; make it before re-encoding into it.")
     part = dst.with_name(f".{dst.name}.part")
     try:
         with av.open(str(src.absolute()), metadata_errors="replace") as source, av.open(str(part), "w", format="mp4") as target:
             stream = video_stream(source)
-            out = target.add_stream("libx264", rate=stream.average_rate or 25, options={"crf": str(crf), "preset": preset})
+            options = {"crf": str(crf), "preset": preset}
+            if min(stream.codec_context.width, stream.codec_context.height) < 256 and platform.machine().lower() in ("x86_64", "amd64"):
+                options["x264-params"] = "asm=sse4.2"  # x264's AVX-512 differs from run to run below 16 macroblocks a row
+            out = target.add_stream("libx264", rate=stream.average_rate or 25, options=options)
             out.pix_fmt = "yuv420p"
+            out.codec_context.thread_count = 1  # x264's result depends on their number: one result on all machines
             out.codec_context.time_base = stream.time_base or Fraction(1, 1000)
             last = -1
             for frame in source.decode(stream):
@@ -175,6 +186,8 @@ def reencode_h264(src: Path, dst: Path, crf: int = 28, preset: str = "medium") -
             target.mux(out.encode())
         part.replace(dst)
     except (av.FFmpegError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise  # not the clip's fault
         raise UnreadableVideo(src, str(error)) from error
     finally:
         part.unlink(missing_ok=True)

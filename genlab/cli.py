@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genlab import __version__
-from genlab.config import Composed, check, compose, explain, find_config, interpolate
+from genlab.config import Composed, check, compose, explain, interpolate
 from genlab.errors import MissingPath, UserError
 from genlab.nearest import did_you_mean
-from genlab.results import RunFolder, RunSettings, is_first_process
+from genlab.results import RunFolder, RunSettings, is_first_process, living_owner
 
 LIGHTNING_VERBS = {
     "fit": "train; writes runs/<experiment>/<name>/",
@@ -89,15 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _set_up_logging() -> None:
-    """Our own messages go to stderr as they are, from rank zero; Lightning's advice stays quiet unless it warns."""
+    """Our own messages go to stderr as they are, from rank zero."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("genlab", "datamodules", "callbacks"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if is_first_process() else logging.ERROR)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -160,13 +158,12 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
         if verb != "predict":
             raise UserError(f"{verb}: {' '.join(given.positionals)!r} stands alone; values are given as --key value, configurations as -c FILE.")
         given.overrides.append(("data.predict_paths", str(given.positionals)))
-    paths = [find_config(name) for name in given.configs]
-    composed = compose(paths, given.overrides)
-    settings = run_settings(composed, paths[0])
+    composed = compose(given.configs, given.overrides)
+    settings = run_settings(composed, composed.files[0])
     if "default_root_dir" not in (composed.config.get("trainer") or {}):  # configurations refer to it
         folder = Path(settings.root) / str(settings.experiment) / str(settings.name)
         given.overrides.append(("trainer.default_root_dir", str(folder)))
-        composed = compose(paths, given.overrides)
+        composed = compose(given.configs, given.overrides)
     if problems := check(composed, verb):
         raise UserError(explain(problems))
     run = RunFolder(Path(str(interpolate(composed.config["trainer"]["default_root_dir"], composed))))
@@ -174,15 +171,14 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
 
     from genlab.lightning_cli import run_verb
 
-    options = [(key, value) for key, value in given.overrides if key != "ckpt_path"]
-    return run_verb(verb, paths, options, run, settings, checkpoint)
+    return run_verb(verb, composed.yaml, run, settings, checkpoint)
 
 
 def show_help(verb: str, given: Arguments) -> int:
     """Prints what the verb takes, and what the method and datamodule of the given configurations take."""
     from genlab.help import verb_help
 
-    config = compose([find_config(name) for name in given.configs], given.overrides).config if given.configs else None
+    config = compose(given.configs, given.overrides).config if given.configs else None
     print(verb_help(verb, LIGHTNING_VERBS[verb], config))
     return 0
 
@@ -222,7 +218,9 @@ def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | Non
     name = interpolate(composed.config.get("ckpt_path"), composed)
     record = run.record
     if verb == "fit":
-        if name is None and record:
+        if is_first_process() and (owner := living_owner(record)) is not None:
+            raise UserError(f"{run.path}: another process is at work in this run folder ({owner}). Wait for it, or use --run.name NAME.")
+        if name is None and record and is_first_process():
             state = record.get("state", "unknown")
             raise UserError(
                 f"{run.path} already holds a run (state: {state}). Continue it with --ckpt_path last, or start another with --run.name NAME."

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
+import shutil
+import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from callbacks.preemption import CONTINUE_ME, LastCheckpoint
 from callbacks.throughput import Throughput
 from callbacks.tracker import Tracker
 from genlab.errors import UserError
-from genlab.files import write_bytes
 from genlab.results import RunFolder, RunSettings, is_first_process
 from genlab.training.resume import ExactResume
 
@@ -40,6 +39,7 @@ QUIET = (  # Lightning's advice on what is decided here on purpose
     ".*modules in eval mode at the start of training.*",
     ".*exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",
 )
 
 
@@ -96,12 +96,13 @@ class GenLabCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, config, settings = self.folder(), self.settings_dict, self.settings
-        self.written_to = folder
+        self.existed = folder.path.exists()
         self.predictions = Predictions(folder.path)
+        self.record = RunRecord(folder, config, str(settings.experiment), str(self.checkpoint) if self.checkpoint else None)
         callbacks = [
             self.predictions, Media(folder.media), Throughput(),
             LastCheckpoint(folder.last_checkpoint, settings.checkpoint_minutes, settings.checkpoint_steps),
-            RunRecord(folder, config, str(settings.experiment), str(self.checkpoint) if self.checkpoint else None), Tracker(folder),
+            self.record, Tracker(folder),
         ]  # fmt: skip
         if self.verb == "fit":
             callbacks.append(ExactResume())
@@ -139,15 +140,12 @@ class GenLabCLI(LightningCLI):
 
 
     def after_instantiate_classes(self) -> None:
-        """Everything could be built: from here on the folder is ours."""
+        """Everything could be built; nothing is written before data and weights have been found as well."""
         if self.verb != "fit" and self.checkpoint is None and getattr(self.model, "needs_checkpoint", True):
             raise UserError(
                 f"{self.verb}: {self.run_folder.path} holds no checkpoint, and an untrained {type(self.model).__name__} only guesses. Train it "
                 "first (python -m genlab fit ...), or give --ckpt_path FILE."
             )
-        if is_first_process():
-            self.written_to.start(command=shlex.join(["genlab", *sys.argv[1:]]))
-            write_bytes(self.written_to.path / "config.yaml", yaml.safe_dump(self.settings_dict, sort_keys=False).encode())
         if self.checkpoint is not None:
             log.info("checkpoint: %s", self.checkpoint)
 
@@ -177,18 +175,18 @@ class GenLabCLI(LightningCLI):
             raise UserError(f"trainer: {error}") from error
         finally:
             if is_first_process():
-                self.written_to.finish(state)
+                if self.record.started:
+                    self.record.folder.finish(state)
+                elif not self.existed:  # loggers were quicker than the error
+                    shutil.rmtree(self.record.folder.path, ignore_errors=True)
 
 
-def run_verb(
-    verb: str, configs: Sequence[Path], options: Sequence[tuple[str, str]], run: RunFolder, settings: RunSettings, checkpoint: Path | None
-) -> int:
+def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, checkpoint: Path | None) -> int:
     """Runs ``fit``, ``validate``, ``test`` or ``predict`` and returns the exit code.
 
     Args:
         verb: Which.
-        configs: Configuration files, later ones win.
-        options: Values that override them, as dotted key and text.
+        config: The composed and checked configuration, as YAML: what was checked is what runs.
         run: The run's own folder.
         settings: The resolved ``run`` group.
         checkpoint: File to continue from, or to evaluate; ``None`` for neither.
@@ -199,9 +197,16 @@ def run_verb(
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for message in QUIET:
         warnings.filterwarnings("ignore", message=message)
-    arguments = [verb, *(word for path in configs for word in ("-c", str(path))), *(f"--{key}={value}" for key, value in options)]
+    for name in ("lightning.pytorch", "lightning.fabric"):  # importing them sets INFO
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        cli = GenLabCLI(verb, run, settings, checkpoint, args=arguments)
-    except (ArgumentError, MisconfigurationException) as error:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "config.yaml"
+            path.write_text(config, encoding="utf-8")
+            cli = GenLabCLI(verb, run, settings, checkpoint, args=[verb, "-c", str(path)])
+    except ArgumentError as error:
         raise UserError(f"configuration: {error}") from error
+    except MisconfigurationException as error:
+        hint = " Lay -c experiments/trainer/cpu.yaml over it to run on the CPU." if "backend" in str(error) or "accelerator" in str(error) else ""
+        raise UserError(f"trainer: {error}{hint}") from error
     return UNREADABLE if is_first_process() and cli.unreadable and not settings.allow_unreadable else 0

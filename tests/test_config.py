@@ -117,9 +117,12 @@ def _said(composed: Composed, subcommand: str = "fit", **options: Any) -> list[s
 # Reading
 
 
-@pytest.mark.parametrize(
-    "text", "1e-6 1E5 1. .5 -2.5e+3 1_000 1_0.5 0x1f 010 1:30 .inf -.inf .nan yes off null ~ 2024-01-01 1e 0.3 e5 '3' +1e3 12e03".split()
-)
+SCALARS = """
+1e-6 1E5 1. .5 -2.5e+3 1_000 1_0.5 0x1f 010 1:30 .inf -.inf .nan yes off null ~ 2024-01-01 1e 0.3 e5 '3' +1e3 12e03 1e-4.5 -.5e+3 1:30.5
+"""
+
+
+@pytest.mark.parametrize("text", SCALARS.split())
 def test_scalars_mean_what_they_mean_to_jsonargparse(text: str) -> None:
     jsonargparse_loaders = pytest.importorskip("jsonargparse._loaders_dumpers")
     expected = yaml.load(text, Loader=jsonargparse_loaders.get_yaml_default_loader())
@@ -197,9 +200,17 @@ def test_values_know_where_they_were_written(write: Callable[[str, str], str]) -
     assert composed.get("model.init_args.nothing", 7) == 7
 
 
+def test_the_composed_file_says_the_same(write: Callable[[str, str], str]) -> None:
+    overrides = [("model.name", "'1e-3'"), ("model.lr", "1e-7"), ("model.cache", "2024-01-01"), ("model.weights", "{a: 1e5, b: .inf}")]
+    composed = compose([write("a.yaml", NET)], overrides)
+    assert compose([write("composed.yaml", composed.yaml)]).config == composed.config
+    assert composed.get("model.init_args.name") == "1e-3"
+
+
 OVERLAYS = {
     "net": NET + "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {monitor: x}}]}\n",
-    "args": "model: {init_args: {weights: {q: 2.0}, mamba: {expand: 3}}}\ntrainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {save_top_k: 2}}]}\n",
+    "args": "model: {init_args: {weights: {q: 2.0}, mamba: {expand: 3}}}\n"
+    "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: {save_top_k: 2}}]}\n",
     "short": "model: {lr: 3e-2}\n",
     "other": "model: {class_path: cfgmod.Other, init_args: {extra: 5}}\n",
     "other_bare": "model: cfgmod.Other\n",
@@ -278,8 +289,28 @@ def test_merges_as_lightning_cli(write: Callable[[str, str], str], names: list[s
     paths = [write(f"{name}.yaml", OVERLAYS[name]) for name in names]
     composed = compose(paths, overrides)
     assert _said(composed) == []
-    write("composed.yaml", yaml.safe_dump(composed.config, sort_keys=False))
+    write("composed.yaml", composed.yaml)
     assert _parse_with_lightning(["composed.yaml"], []) == _parse_with_lightning(paths, overrides)
+
+
+@pytest.mark.slow
+def test_interpolation_on_the_command_line_reaches_lightning(write: Callable[[str, str], str]) -> None:
+    """jsonargparse loses its way with ``--data.root '${run.root}/x'``; the composed file does not."""
+    path = write("a.yaml", OVERLAYS["net"] + OVERLAYS["data"])
+    composed = compose([path], [("data.root", "${run.root}/${model.init_args.lr}"), ("run.root", "r")])
+    parsed = _parse_with_lightning([write("composed.yaml", composed.yaml)], [])
+    assert parsed["data"]["init_args"]["root"] == "r/0.001"
+    assert interpolate(composed.get("data.init_args.root"), composed) == "r/0.001"
+
+
+@pytest.mark.slow
+def test_a_saved_configuration_has_no_mistake(write: Callable[[str, str], str]) -> None:
+    """``config.yaml`` of a run spells out every default, nulls included."""
+    paths = [write(f"{name}.yaml", OVERLAYS[name]) for name in ("net", "args", "wide", "implied", "append", "data")]
+    saved = yaml.safe_dump(_parse_with_lightning(paths, [("model.span", "[3, 4]")]))
+    assert "span" in saved
+    composed = compose([write("config.yaml", saved.replace("!!python/tuple", ""))])
+    assert _said(composed) == []
 
 
 REFUSED = [
@@ -434,12 +465,15 @@ def test_a_model_without_constructor_takes_nothing(write: Callable[[str, str], s
     assert said == ["a.yaml:1: model.init_args (Plain) has no 'lr'; it takes nothing"]
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "experiments").rglob("*.yaml")), ids=lambda path: path.stem)
+EXPERIMENTS = REPOSITORY / "experiments"
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.rglob("*.yaml")), ids=lambda path: path.relative_to(EXPERIMENTS).as_posix())
 def test_shipped_experiments_have_no_mistake(path: Path) -> None:
-    parts = path.relative_to(REPOSITORY / "experiments").parts
-    if parts[0] in ("presets", "trainer"):
-        pytest.skip("an overlay is no whole experiment")
-    assert _said(compose([path])) == []
+    """Overlays are checked over an experiment: presets over the one they are named after, trainer settings over any."""
+    whole = sorted(EXPERIMENTS.glob("*.yaml"))
+    bases = {"presets": [base for base in whole if path.stem.startswith(f"{base.stem}_")][-1:], "trainer": whole[:1]}
+    assert _said(compose([*bases.get(path.parent.name, []), path])) == []
 
 
 # Interpolation
@@ -457,7 +491,7 @@ def test_interpolate(write: Callable[[str, str], str], monkeypatch: pytest.Monke
     assert interpolate("${.d_state}", composed, ("model", "init_args", "mamba", "expand")) == 8
     assert interpolate("${..lr}", composed, ("model", "init_args", "mamba", "expand")) == 1e-3
     assert interpolate({"a": ["${seed_everything}", 1]}, composed) == {"a": [5, 1]}
-    with pytest.raises(UserError, match="there is no 'trainer.nothing'"):
+    with pytest.raises(UserError, match=r"there is no 'trainer\.nothing'"):
         interpolate("${trainer.nothing}", composed)
 
 

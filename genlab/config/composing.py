@@ -20,7 +20,7 @@ from typing import Any
 from genlab.annotations import ANY, Kind
 from genlab.config.experiments import find_config
 from genlab.config.fields import ROOT, SPEC, class_named, class_path_of, fields_at, fields_of, implied_class, is_class_position, is_spec
-from genlab.config.reading import BrokenConfig, Node, read_file, read_value
+from genlab.config.reading import BrokenConfig, Node, read_file, read_value, write_text
 from genlab.config.values import fits, value_problems
 from genlab.errors import MissingPath, UserError
 from genlab.source import Definition
@@ -43,6 +43,11 @@ class Composed:
         """The configuration as plain values."""
         plain: dict[str, Any] = self.root.plain
         return plain
+
+    @property
+    def yaml(self) -> str:
+        """The configuration as one YAML file, which means to LightningCLI what the files and the command line mean together."""
+        return write_text(self.config)
 
     @cached_property
     def origins(self) -> dict[str, str]:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo"}
 PLANNED = (
-    "genvideo kinetics400 ucf101 hmdb51 ssv2 imagenet caltech101 oxford_pets stanford_cars oxford_flowers food101 fgvc sun397 dtd eurosat "
-    "ucf101_midframes hyspefas interhf domain_images dreambooth multimodal_prompt defake inpainting"
-).split()
+    "genvideo", "kinetics400", "ucf101", "hmdb51", "ssv2", "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers",
+    "food101", "fgvc", "sun397", "dtd", "eurosat", "ucf101_midframes", "hyspefas", "interhf", "domain_images", "dreambooth",
+    "multimodal_prompt", "defake", "inpainting",
+)  # fmt: skip
 HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
   make   write the tiny, procedural form of a dataset in the layout of the real one
@@ -79,9 +80,8 @@ def make(args: Sequence[str]) -> int:
             )
     given, unknown = parser.parse_known_args(args)
     if unknown:
-        word = unknown[0].partition("=")[0]
-        near = did_you_mean(word, [f"--{name}" for name in ("root", "seed", *options.parameters)])
-        raise UserError(f"data make: {dataset} has no option {word}{near or '.'} It has {', '.join(f'--{name}' for name in options.parameters)}.")
+        word, there = unknown[0].partition("=")[0], [f"--{name}" for name in ("root", "seed", *options.parameters)]
+        raise UserError(f"data make: {dataset} has no option {word}{did_you_mean(word, there) or '.'} It has {', '.join(there)}.")
     chosen = {name: value for name, value in vars(given).items() if name not in ("dataset", "root", "seed")}
     root = tinyworld.make(dataset, given.root, seed=given.seed, **chosen)
     print(f"tiny {dataset}: {root}")
@@ -91,9 +91,8 @@ def make(args: Sequence[str]) -> int:
 def check(args: Sequence[str]) -> int:
     """Looks a dataset through. Exit code 1 when it has errors; stopped, a full check goes on where it was."""
     parser = _parser("check", check.__doc__)
-    parser.add_argument(
-        "--level", choices=("quick", "full"), default="full", help="quick: lists, and 200 clips decoded, as before a fit; full (default): every clip"
-    )
+    levels = "quick: the lists, and 200 clips decoded, as before a fit; full (default): every clip"
+    parser.add_argument("--level", choices=("quick", "full"), default="full", help=levels)
     parser.add_argument("--workers", type=int, default=None, help="processes; 0: none beside this one; default: one per core")
     parser.add_argument("--out", type=Path, help="FILE.json for the whole report, FILE.csv for the findings")
     given = parser.parse_args(args)
@@ -146,14 +145,15 @@ def show(args: Sequence[str]) -> int:
 
     data = _datamodule(given)
     rows: dict[tuple[str, str], list[Item]] = defaultdict(list)
-    for item in checks.items_of(data.index, data.root):
+    items = checks.items_of(data.index, data.root)
+    for item in sorted(items, key=lambda item: (item.split != "train", item.split, item.label, item.group)):
         rows[item.split, item.group].append(item)
     images: list[Any] = []
     captions: list[str] = []
-    for (split, group), items in rows.items():
-        for pictures, caption in _row(items, given.per):
+    for (split, group), members in rows.items():
+        for pictures, caption in _row(members, given.per):
             images += pictures
-            captions += [f"{split}: {group}\n{caption}"] * FRAMES
+            captions += [f"{split}: {group}\n{caption}" if caption else ""] * FRAMES
     sheet = contact_sheet(images, captions, columns=FRAMES * given.per)
     _save(sheet, out)
     print(f"{len(rows)} rows of {given.per} clips: {out.resolve()}")
@@ -216,7 +216,7 @@ def _stops_on_term() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _row(items: Sequence[Item], count: int) -> Iterator[tuple[list[Image | np.ndarray], str]]:
+def _row(items: Sequence[Item], count: int) -> Iterator[tuple[Sequence[Image | np.ndarray], str]]:
     """Pictures and caption of ``count`` clips, always the same ones; empty cells where there are fewer."""
     from PIL import Image
 
@@ -225,13 +225,15 @@ def _row(items: Sequence[Item], count: int) -> Iterator[tuple[list[Image | np.nd
     order = keyed_rng("show", items[0].split, items[0].group).permutation(len(items))[:count]
     for item in (items[i] for i in sorted(order)):
         pictures = _pictures(item)
-        yield pictures or [Image.new("RGB", (160, 120), "#c8c8c8")] * FRAMES, Path(item.id).name + ("" if pictures else " (unreadable)")
+        blank = [Image.new("RGB", (160, 120), "#c8c8c8")] * FRAMES
+        yield pictures or blank, Path(item.id).name if pictures else f"unreadable: {Path(item.id).name}"
     for _ in range(count - len(order)):
         yield [Image.new("RGB", (160, 120), "white")] * FRAMES, ""
 
 
-def _pictures(item: Item) -> list[Image | np.ndarray]:
+def _pictures(item: Item) -> list[np.ndarray]:
     """First and last frame of the window that an evaluation takes; none if they cannot be read."""
+    import numpy as np
     from PIL import Image
 
     from datamodules.checks import CLIP_FRAMES, frame_files
@@ -240,12 +242,11 @@ def _pictures(item: Item) -> list[Image | np.ndarray]:
     try:
         if item.first >= 0:
             files = list(frame_files(item).values())
-            window = sample_window(len(files), CLIP_FRAMES) if files else []
-            return [Image.open(files[k]).convert("RGB") for k in (window[0], window[-1])] if files else []
+            window = sample_window(len(files), CLIP_FRAMES)[[0, -1]].tolist() if files else []
+            return [np.asarray(Image.open(files[k]).convert("RGB")) for k in window]
         with open_video(item.path) as video:
             extracted = extracted_indices(video.timestamps, video.info.duration)
-            window = extracted[sample_window(len(extracted), CLIP_FRAMES)]
-            return list(video.frames([window[0], window[-1]]))
+            return list(video.frames(extracted[sample_window(len(extracted), CLIP_FRAMES)[[0, -1]]]))
     except (UnreadableVideo, OSError, SyntaxError):  # the last two are PIL's
         return []
 

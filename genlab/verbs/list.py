@@ -1,4 +1,4 @@
-"""``genlab list``: the methods, the experiments, the tiny datasets and models that there are. Imports none of them."""
+"""What there is: methods, experiments, tiny datasets, tiny models. None of them is imported."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ NOT_YET = "not yet"
 
 def main(args: list[str]) -> int:
     """Prints four lists."""
-    parser = argparse.ArgumentParser("python -m genlab list", description="What there is: methods, experiments, tiny datasets, tiny models.")
-    parser.parse_args(args)
+    argparse.ArgumentParser("python -m genlab list", description=__doc__).parse_args(args)
     sections = {
         "Methods": methods(),
         "Experiments (python -m genlab fit -c experiments/NAME)": experiments(),

@@ -260,6 +260,20 @@ def test_memory_stays_far_below_one_tensor_of_all_states(backend):
     assert int(done.stdout) < states / 3, f"{int(done.stdout) / sequence:.1f} times an input"
 
 
+@pytest.mark.slow
+def test_kernels_are_kept_even_where_neither_package_nor_home_can_be_written(tmp_path):
+    code = "from genlab.models.selective_scan.cpu_kernels import forward_kernel as kernel\n"
+    code += "print(sum(kernel('float32').stats.cache_hits.values()))"
+    # Numba itself then finds a place only where NUMBA_CACHE_DIR is set, which is the case we have to arrange ourselves.
+    environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator", "TMPDIR": str(tmp_path)}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("NUMBA_CACHE_DIR", None)
+    for hits in (0, 1):
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert int(done.stdout) == hits
+    assert next(tmp_path.iterdir()).stat().st_mode & 0o777 == 0o700
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
