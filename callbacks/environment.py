@@ -29,11 +29,15 @@ class RunRecord(Callback):
         folder: Where this verb writes.
         config: The whole configuration, for its hash.
         experiment: Name of the experiment.
+        predictions: Has the rows of the latest evaluation.
         checkpoint: The checkpoint that an evaluation uses.
     """
 
-    def __init__(self, folder: RunFolder, config: Mapping[str, Any], experiment: str, checkpoint: str | None = None) -> None:
+    def __init__(
+        self, folder: RunFolder, config: Mapping[str, Any], experiment: str, predictions: Predictions, checkpoint: str | None = None
+    ) -> None:
         self.folder, self.config, self.experiment, self.checkpoint = folder, config, experiment, checkpoint
+        self.predictions = predictions
         self.started = False
         self._since = time.monotonic()
         self._beat = time.monotonic()
@@ -87,24 +91,33 @@ class RunRecord(Callback):
             self._write(trainer, pl_module, str(getattr(stage, "value", stage)), int(peak))
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str, peak: int) -> None:
-        data = trainer.datamodule
-        predictions = next((c for c in trainer.callbacks if isinstance(c, Predictions)), None)
-        best = next((c for c in trainer.callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
+        data, predictions = getattr(trainer, "datamodule", None), self.predictions
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.best_model_path), None)
         results: dict[str, Any] = {
-            "experiment": self.experiment, "stage": stage, "config_hash": config_hash(self.config), "git": git_state(), "versions": versions(),
-            "seed": self.config.get("seed_everything"), "data_fingerprint": getattr(data, "fingerprint", None),
-            "protocol": getattr(data, "protocol", {}), "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
-            "counts": predictions.counts if predictions is not None else {}, "steps": trainer.global_step, "epochs": trainer.current_epoch,
-            "wall_seconds": time.monotonic() - self._since, "peak_memory_bytes": peak,
-            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad), "checkpoint": self.checkpoint,
-        }  # fmt: skip
+            "experiment": self.experiment,
+            "stage": stage,
+            "config_hash": config_hash(self.config),
+            "git": git_state(),
+            "versions": versions(),
+            "seed": self.config.get("seed_everything"),
+            "data_fingerprint": getattr(data, "fingerprint", None),
+            "protocol": getattr(data, "protocol", {}),
+            "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
+            "counts": predictions.counts,
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "wall_seconds": time.monotonic() - self._since,
+            "peak_memory_bytes": peak,
+            "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+            "checkpoint": self.checkpoint,
+        }
         if stage == "fit" and best is not None:
             path = Path(best.best_model_path)
             score = float(best.best_model_score) if best.best_model_score is not None else None
             results["best"] = {"checkpoint": path.name, "monitor": best.monitor, "score": score}
             self.folder.update(best=path.name)
         write_json(self.folder.path / "results.json", results)
-        rows = predictions.rows if predictions is not None else []
+        rows = predictions.rows
         found = {part: metric_tables(trainer.callback_metrics, part) for part in ("val", "test")}
         tables = {f"{part}, {name}" if name == "whole" else part: table for part, each in found.items() for name, table in each.items()}
         title = f"{self.experiment}: {stage}" + (" (tiny world)" if results["protocol"].get("tiny_world") else "")
@@ -133,10 +146,15 @@ def write_report(
     report = Report(title)
     facts = {
         "metrics over": "{n_scored} of {n_expected} samples".format_map(results["counts"]) if results["counts"] else "",
-        "steps": results["steps"], "wall time": f"{results['wall_seconds']:.0f} s", "peak memory": f"{results['peak_memory_bytes'] / 2**20:.0f} MiB",
-        "trainable parameters": f"{results['trainable_parameters']:,}", "seed": results["seed"], "git": results["git"],
-        "checkpoint": results.get("checkpoint") or results.get("best", {}).get("checkpoint", ""), "data": results["data_fingerprint"],
-    }  # fmt: skip
+        "steps": results["steps"],
+        "wall time": f"{results['wall_seconds']:.0f} s",
+        "peak memory": f"{results['peak_memory_bytes'] / 2**20:.0f} MiB",
+        "trainable parameters": f"{results['trainable_parameters']:,}",
+        "seed": results["seed"],
+        "git": results["git"],
+        "checkpoint": results.get("checkpoint") or results.get("best", {}).get("checkpoint", ""),
+        "data": results["data_fingerprint"],
+    }
     if results["protocol"].get("tiny_world"):
         report.text("Measured on the procedural tiny world: these numbers say that the method works here, not how it does on real data.")
     report.keyvalues({key: str(value) for key, value in facts.items() if value not in ("", None, {})})
@@ -148,7 +166,8 @@ def write_report(
         threshold = float(scored[0].get("threshold", 0.5))
         report.picture(figures.score_histogram(*columns, threshold, path=folder.media / "scores.png"), "Scores per set")
         report.picture(figures.roc_pr(*columns, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
-    if (folder.path / "metrics.csv").is_file() and (logged := read_csv(folder.path / "metrics.csv")) and results["stage"] == "fit":
+    logged = read_csv(folder.path / "metrics.csv") if results["stage"] == "fit" and (folder.path / "metrics.csv").is_file() else []
+    if logged and any(name.startswith(("train/", "val/")) for name in logged[0]):
         report.picture(figures.curves(logged, path=folder.media / "curves.png"), "Training")
     made = ("scores.png", "roc_pr.png", "curves.png")
     pictures = sorted(p for p in folder.media.glob("*.png") if p.name not in made) if folder.media.is_dir() else []

@@ -82,5 +82,3 @@ def draw(strip: Strip, path: Path | None = None) -> Image.Image:
 def file_name(sample: str) -> str:
     """The last part of a sample's id as a harmless file name."""
     return re.sub(r"[^\w.-]+", "_", Path(sample).stem)[:60] or "sample"
-
-

@@ -36,7 +36,7 @@ class Throughput(Callback):
         self._ended = time.perf_counter()
         self._busy += self._ended - self._started
         self._samples += len(batch["label"]) if "label" in batch else len(next((v for v in batch.values() if isinstance(v, Sized)), []))
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % max(1, getattr(trainer, "log_every_n_steps", 50)) == 0:
             total = self._busy + self._waited
             pl_module.log("train/samples_per_second", self._samples * trainer.world_size / max(total, 1e-9), batch_size=1)
             pl_module.log("train/data_wait", self._waited / max(total, 1e-9), batch_size=1)

@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules import checks
+from datamodules import genvideo_checks
+from datamodules.checks import CheckReport, Item
 from datamodules.genvideo_index import Clips, cached_scan, make_clips, read_list
 from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
@@ -50,9 +51,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, clips: Clips, num_frames: int, image_size: int, edge_crop: np.ndarray, seed: int, augmentation: TrainAugmentation | None = None,
-        training: bool = False, fps: float | None = None, decoder: Decoder = "auto",
-    ) -> None:  # fmt: skip
+        self,
+        clips: Clips,
+        num_frames: int,
+        image_size: int,
+        edge_crop: np.ndarray,
+        seed: int,
+        augmentation: TrainAugmentation | None = None,
+        training: bool = False,
+        fps: float | None = None,
+        decoder: Decoder = "auto",
+    ) -> None:
         self.clips, self.num_frames, self.image_size, self.edge_crop, self.seed = clips, num_frames, image_size, edge_crop, seed
         self.augmentation, self.training, self.fps, self.decoder = augmentation, training, fps, decoder
 
@@ -82,10 +91,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if pixels is not None:
             video[: len(pixels)] = pixels
         return {
-            "video": video, "num_frames": 0 if pixels is None else len(pixels), "label": int(clips.label[index]),
-            "generator": str(clips.generator[index]), "id": str(clips.id[index]), "index": index, "readable": pixels is not None,
+            "video": video,
+            "num_frames": 0 if pixels is None else len(pixels),
+            "label": int(clips.label[index]),
+            "generator": str(clips.generator[index]),
+            "id": str(clips.id[index]),
+            "index": index,
+            "readable": pixels is not None,
             "substituted": substituted,
-        }  # fmt: skip
+        }
 
     def _pixels(self, index: int, draw: Draw) -> Tensor:
         """(t, 3, S, S) uint8 with t <= T, since short clips have fewer frames."""
@@ -99,7 +113,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
 
     def _video_frames(self, path: Path, rng: np.random.Generator | None) -> np.ndarray:
         with open_video(path, self.decoder) as video:
-            extracted = extracted_indices(video.timestamps, video.info.duration, self.fps)
+            extracted = extracted_indices(video.timestamps, video.duration, self.fps)
             return video.frames(extracted[sample_window(len(extracted), self.num_frames, rng)])
 
     def _frame_files(self, folder: Path, index: int, rng: np.random.Generator | None) -> np.ndarray:
@@ -198,6 +212,11 @@ class GenVideo(L.LightningDataModule):
         self.index: dict[str, Clips] = {}
 
     @property
+    def hparams(self) -> Any:
+        """The constructor's arguments by name (Lightning types this as a plain mapping)."""
+        return super().hparams
+
+    @property
     def generators(self) -> dict[str, list[str]]:
         """Names of the fakes' generators in each split that is set up: ``train``, ``val``, ``test``."""
         return {name: clips.generators for name, clips in self.splits.items()}
@@ -214,16 +233,40 @@ class GenVideo(L.LightningDataModule):
         names = ("num_frames", "image_size", "fps", "eval_edge_crop", "val_fraction", "val_generators", "test_generators")
         trained = "many-to-many" if not h.train_generators else f"one-to-many: {', '.join(h.train_generators)}"
         counts = {f"n_{name}": {"fake": int(c.label.sum()), "real": int((c.label == 0).sum())} for name, c in self.splits.items()}
-        return {name: h[name] for name in names} | {"training": trained, "clips_per_video": 1, "tiny_world": h.root.startswith("tiny:")} | counts
+        return (
+            {name: h[name] for name in names}
+            | {"training": trained, "clips_per_video": 1, "tiny_world": h.root.startswith("tiny:")}
+            | counts
+        )
 
     def prepare_data(self) -> None:
         """Writes the tiny dataset if that is what ``root`` names, and looks the list through (rank zero)."""
-        self.setup("check")
-        report = checks.quick_check(self.index, self.root)
+        report = self.check("quick")
         if report.errors:
             raise UserError("\n".join(report.errors))
         for line in report.warnings:
             log.warning("data check: %s", line)
+
+    def check(self, level: Literal["quick", "full"], workers: int | None = None) -> CheckReport:
+        """Looks the dataset through: ``quick``, the lists and a sample of the clips; ``full``, every clip.
+
+        Args:
+            level: Which.
+            workers: Processes of a full check; ``None`` is one per core.
+        """
+        self.setup("check")
+        if level == "quick":
+            return genvideo_checks.quick_check(self.index, self.root)
+        return genvideo_checks.full_check(self.index, self.root, workers)
+
+    def items(self) -> list[Item]:
+        """Every clip of the dataset, readable or not."""
+        self.setup("check")
+        return genvideo_checks.items_of(self.index, self.root)
+
+    def preview(self, item: Item) -> list[np.ndarray]:
+        """Pictures of one item for a contact sheet, (H, W, 3) uint8; none if it cannot be read."""
+        return genvideo_checks.preview(item)
 
     @property
     def root(self) -> Path:
@@ -249,7 +292,9 @@ class GenVideo(L.LightningDataModule):
             clips, unclear = cached_scan(root)
             if unclear:
                 some = ", ".join(f"{folder}/ ({n} clips)" for folder, n in sorted(unclear.items())[:5])
-                log.warning("data.root: left out, since neither real nor fake by their folders: %s. Name them train_<generator> or Real.", some)
+                log.warning(
+                    "data.root: left out, since neither real nor fake by their folders: %s. Name them train_<generator> or Real.", some
+                )
             for split in ("train", "test"):
                 index.setdefault(split, clips.where(clips.split == split))
         return index
@@ -269,13 +314,17 @@ class GenVideo(L.LightningDataModule):
         for name, part in splits.items():
             if set(part.label.tolist()) != {0, 1}:
                 counts = f"{int((part.label == 0).sum())} real, {int(part.label.sum())} fake"
-                raise UserError(f"data: the {name} split has {counts}; it needs both. Look at data.root, data.val_fraction and data.train_generators.")
+                raise UserError(
+                    f"data: the {name} split has {counts}; it needs both. Look at data.root, data.val_fraction and data.train_generators."
+                )
         return splits
 
     @staticmethod
     def _only(clips: Clips, names: Sequence[str] | None, split: str) -> Clips:
         if not len(clips):
-            raise UserError(f"data.root: there are no {split} clips; expected {'GenVideo-Val/' if split == 'test' else 'Real/ and train_<generator>/'}.")
+            raise UserError(
+                f"data.root: there are no {split} clips; expected {'GenVideo-Val/' if split == 'test' else 'Real/ and train_<generator>/'}."
+            )
         if names is None:
             return clips
         if wrong := sorted(set(names) - set(clips.generators)):
@@ -298,19 +347,21 @@ class GenVideo(L.LightningDataModule):
         classes = clips.label if self.hparams.balance == "classes" else None
         sampler = TrainSampler(classes, len(clips), self.hparams.seed, *self._ranks())
         if len(sampler) < self.hparams.batch_size:
-            raise UserError(f"data.batch_size: {self.hparams.batch_size} is more than the {len(sampler)} clips that an epoch has for each device.")
+            raise UserError(
+                f"data.batch_size: {self.hparams.batch_size} is more than the {len(sampler)} clips that an epoch has for each device."
+            )
         return TrainLoader(self.dataset("train"), sampler, self.hparams.batch_size, **self._loading())
 
-    def val_dataloader(self) -> DataLoader[VideoBatch]:
+    def val_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[VideoBatch]:
+    def test_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[VideoBatch]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("predict")
 
-    def _eval_loader(self, split: str) -> DataLoader[VideoBatch]:
+    def _eval_loader(self, split: str) -> DataLoader[Any]:
         dataset = self.dataset(split)
         sampler = EvalSampler(len(dataset), *self._ranks())
         return DataLoader(dataset, self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **self._loading())

@@ -30,15 +30,37 @@ log = logging.getLogger(__name__)
 # Names of the official lists and of the released archives -> names of the paper's tables. The same word may mean different
 # generators in training and test: VideoCrafter is VideoCrafter2 there and VideoCrafter1 ("Crafter") here.
 TRAIN_NAMES = {
-    "zeroscope": "ZeroScope", "i2vgen_xl": "I2VGen-XL", "i2vgen-xl": "I2VGen-XL", "svd": "SVD", "videocrafter": "VideoCrafter2",
-    "videocrafter2": "VideoCrafter2", "pika": "Pika", "dynamicrafter": "DynamiCrafter", "dynamicraft": "DynamiCrafter", "sd": "SD",
-    "seine": "SEINE", "latte": "Latte", "opensora": "OpenSora",
-}  # fmt: skip
+    "zeroscope": "ZeroScope",
+    "i2vgen_xl": "I2VGen-XL",
+    "i2vgen-xl": "I2VGen-XL",
+    "svd": "SVD",
+    "videocrafter": "VideoCrafter2",
+    "videocrafter2": "VideoCrafter2",
+    "pika": "Pika",
+    "dynamicrafter": "DynamiCrafter",
+    "dynamicraft": "DynamiCrafter",
+    "sd": "SD",
+    "seine": "SEINE",
+    "latte": "Latte",
+    "opensora": "OpenSora",
+}
 TEST_NAMES = {
-    "modelscope": "ModelScope", "morph": "MorphStudio", "morphstudio": "MorphStudio", "moonvalley": "MoonValley", "hotshot": "HotShot",
-    "evalcrafter_t2v_dataset/show_1": "Show_1", "show_1": "Show_1", "sora": "Sora", "wild": "WildScrape", "wildscrape": "WildScrape",
-    "videocrafter": "Crafter", "crafter": "Crafter", "lavies": "Lavie", "lavie": "Lavie", "gen2": "Gen2",
-}  # fmt: skip
+    "modelscope": "ModelScope",
+    "morph": "MorphStudio",
+    "morphstudio": "MorphStudio",
+    "moonvalley": "MoonValley",
+    "hotshot": "HotShot",
+    "evalcrafter_t2v_dataset/show_1": "Show_1",
+    "show_1": "Show_1",
+    "sora": "Sora",
+    "wild": "WildScrape",
+    "wildscrape": "WildScrape",
+    "videocrafter": "Crafter",
+    "crafter": "Crafter",
+    "lavies": "Lavie",
+    "lavie": "Lavie",
+    "gen2": "Gen2",
+}
 TEST_FOLDERS = {"genvideo-val", "genvideo_val", "val", "test"}
 REAL_FOLDER = re.compile(r"real([_-].*)?$|kinetics.*|youku.*|msr-?vtt.*", re.IGNORECASE)
 FRAME = re.compile(r"(\d+)\.(jpg|jpeg|png)$", re.IGNORECASE)
@@ -135,7 +157,9 @@ def scan(root: Path) -> tuple[Clips, dict[str, int]]:
         UserError: There is no clip in it.
     """
     if not root.is_dir():
-        raise MissingPath(f"data.root: {root.absolute()} is not a folder. Set it with --data.root DIR, in the YAML, or through GENLAB_DATA.")
+        raise MissingPath(
+            f"data.root: {root.absolute()} is not a folder. Set it with --data.root DIR, in the YAML, or through GENLAB_DATA."
+        )
     rows: list[Row] = []
     unclear: dict[str, int] = {}
     for found, size, first in _walk(root):
@@ -148,7 +172,8 @@ def scan(root: Path) -> tuple[Clips, dict[str, int]]:
     if not rows:
         seen = f" It has {sum(unclear.values())} clips in folders that say neither Real nor Fake." if unclear else ""
         raise UserError(
-            f"data.root: {root.absolute()} holds no clips of a known layout.{seen} Expected GenVideo-Val/Real, GenVideo-Val/Fake/<generator>, "
+            f"data.root: {root.absolute()} holds no clips of a known layout.{seen} Expected "
+            "GenVideo-Val/Real, GenVideo-Val/Fake/<generator>, "
             "Real and train_<generator> with mp4, gif, ... files, or fake/<generator>/<video>/1.jpg; or give data.train_list and "
             "data.test_list."
         )
@@ -172,9 +197,9 @@ def cached_scan(root: Path) -> tuple[Clips, dict[str, int]]:
     """:func:`scan`, remembered below ``$GENLAB_CACHE`` until a folder of the tree changes (its modification time tells)."""
     if not root.is_dir():
         return scan(root)  # says what is wrong
-    folders = sorted((str(p), os.stat(p).st_mtime_ns) for p, _, _ in os.walk(root))
+    folders = sorted((folder, Path(folder).stat().st_mtime_ns) for folder, _, _ in os.walk(root))
     state = hashlib.blake2b(json.dumps(folders).encode(), digest_size=8).hexdigest()
-    cache = Path(os.environ.get("GENLAB_CACHE", "~/.cache/genlab")).expanduser() / "index"
+    cache = Path(os.environ.get("GENLAB_CACHE") or "~/.cache/genlab").expanduser() / "index"
     name = hashlib.blake2b(str(root.resolve()).encode(), digest_size=8).hexdigest()
     path = cache / f"genvideo-{name}.csv"
     if path.is_file():
@@ -203,8 +228,8 @@ def read_list(path: Path, root: Path, split: str) -> Clips:
 
     Raises:
         MissingPath: The list is not there.
-        UserError: All problems of its lines at once: a missing column, a label other than 0 and 1, a path outside the root, a frame list that
-            is none, an empty list.
+        UserError: All problems of its lines at once: a missing column, a label other than 0 and 1, a path outside the root, a frame
+            list that is none, an empty list.
     """
     if not path.is_file():
         raise MissingPath(f"data.{split}_list: {path.absolute()} is not a file.")

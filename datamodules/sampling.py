@@ -1,9 +1,10 @@
-"""Who sees which sample when: samplers that are functions of (seed, epoch, rank), and a training loader that can be stopped within an epoch."""
+"""Who sees which sample when: samplers as functions of (seed, epoch, rank), and a training loader that can stop within an epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from genlab.training.randomness import keyed_rng
 
 
-class Draw(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Draw:
     """One draw of a sample: what its augmentation is keyed by, together with seed and sample id."""
 
     index: int

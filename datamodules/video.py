@@ -123,8 +123,12 @@ class VideoFile:
     def info(self) -> VideoInfo:
         """Size, length and rate; decodes the first frame."""
         height, width = self.frames([0]).shape[1:3]
-        duration = float(self._spans[-1, 1])
-        return VideoInfo(len(self), len(self) / duration, width, height, duration)
+        return VideoInfo(len(self), len(self) / self.duration, width, height, self.duration)
+
+    @property
+    def duration(self) -> float:
+        """Seconds from the first frame's start to the last frame's end; decodes nothing."""
+        return float(self._spans[-1, 1])
 
     @property
     def timestamps(self) -> np.ndarray:

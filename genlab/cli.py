@@ -153,10 +153,14 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
     if given.asks_help:
         return show_help(verb, given)
     if not given.configs:
-        raise UserError(f"{verb}: no configuration. Give one with -c, such as -c experiments/tiny/demamba.yaml; python -m genlab list shows them.")
+        raise UserError(
+            f"{verb}: no configuration. Give one with -c, such as -c experiments/tiny/demamba.yaml; python -m genlab list shows them."
+        )
     if given.positionals:
         if verb != "predict":
-            raise UserError(f"{verb}: {' '.join(given.positionals)!r} stands alone; values are given as --key value, configurations as -c FILE.")
+            raise UserError(
+                f"{verb}: {' '.join(given.positionals)!r} stands alone; values are given as --key value, configurations as -c FILE."
+            )
         given.overrides.append(("data.predict_paths", str(given.positionals)))
     composed = compose(given.configs, given.overrides)
     settings = run_settings(composed, composed.files[0])
@@ -208,8 +212,8 @@ def experiment_name(config: Path) -> str:
 def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | None:
     """The file that ``--ckpt_path`` means.
 
-    ``fit``: ``last`` continues the run, and starts it where there is nothing to continue. Evaluation: ``best`` (default) and ``last`` are the
-    run's own; without any it is ``None``, and the method says whether it can do without.
+    ``fit``: ``last`` continues the run, and starts it where there is nothing to continue. Evaluation: ``best`` (default) and
+    ``last`` are the run's own; without any it is ``None``, and the method says whether it can do without.
 
     Raises:
         UserError: ``fit`` would start a second time in a run folder.
@@ -223,7 +227,7 @@ def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | Non
         if name is None and record and is_first_process():
             state = record.get("state", "unknown")
             raise UserError(
-                f"{run.path} already holds a run (state: {state}). Continue it with --ckpt_path last, or start another with --run.name NAME."
+                f"{run.path} already holds a run ({state}). Continue it with --ckpt_path last, or start another with --run.name NAME."
             )
         if name == "last":
             return run.last_checkpoint if run.last_checkpoint.exists() else None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from genlab.store import write_atomically
+from genlab.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +82,7 @@ def _saved(image: Image.Image, path: Path | str | None) -> Image.Image:
     if path is not None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
-        write_atomically(path, buffer.getvalue())
+        write_bytes(path, buffer.getvalue())
     return image
 
 

@@ -7,15 +7,17 @@ import hashlib
 import io
 import json
 import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
+def write_bytes(path: Path | str, content: bytes) -> Path:
+    """Writes beside the file and renames, so that a reader, or whoever comes after a crash, sees the old file or the new one."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(content)
@@ -24,6 +26,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+    return path
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -37,7 +37,7 @@ def verb_help(verb: str, line: str, config: Mapping[str, Any] | None) -> str:
         if config is not None and isinstance(config.get(key), Mapping) and "class_path" in config[key]:
             text += "\n" + class_help(str(config[key]["class_path"]), f"--{key}.")
     if config is None:
-        text += f"\nWith -c FILE also the arguments of its method and datamodule: python -m genlab {verb} -c experiments/tiny/demamba.yaml --help\n"
+        text += f"\nWith -c FILE also the arguments of its method and data: python -m genlab {verb} -c tiny/demamba --help\n"
     return text
 
 

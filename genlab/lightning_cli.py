@@ -1,4 +1,4 @@
-"""LightningCLI with the house's equipment: run folder, checkpoints, records, loggers. Imported only once the configuration is known to be right."""
+"""LightningCLI with the house's equipment: run folder, checkpoints, records, loggers. Imported once the configuration is right."""
 
 from __future__ import annotations
 
@@ -98,12 +98,17 @@ class GenLabCLI(LightningCLI):
         folder, config, settings = self.folder(), self.settings_dict, self.settings
         self.existed = folder.path.exists()
         self.predictions = Predictions(folder.path)
-        self.record = RunRecord(folder, config, str(settings.experiment), str(self.checkpoint) if self.checkpoint else None)
+        self.record = RunRecord(
+            folder, config, str(settings.experiment), self.predictions, str(self.checkpoint) if self.checkpoint else None
+        )
         callbacks = [
-            self.predictions, Media(folder.media), Throughput(),
+            self.predictions,
+            Media(folder.media),
+            Throughput(),
             LastCheckpoint(folder.last_checkpoint, settings.checkpoint_minutes, settings.checkpoint_steps),
-            self.record, Tracker(folder),
-        ]  # fmt: skip
+            self.record,
+            Tracker(folder),
+        ]
         if self.verb == "fit":
             callbacks.append(ExactResume())
         trainer_config = self._get(self.config_init, "trainer")
@@ -138,13 +143,12 @@ class GenLabCLI(LightningCLI):
                 logger.init_args.id = logger.init_args.id or known.get("id")
                 logger.dict_kwargs = {**(logger.get("dict_kwargs") or {}), "resume": "allow"}
 
-
     def after_instantiate_classes(self) -> None:
         """Everything could be built; nothing is written before data and weights have been found as well."""
         if self.verb != "fit" and self.checkpoint is None and getattr(self.model, "needs_checkpoint", True):
             raise UserError(
-                f"{self.verb}: {self.run_folder.path} holds no checkpoint, and an untrained {type(self.model).__name__} only guesses. Train it "
-                "first (python -m genlab fit ...), or give --ckpt_path FILE."
+                f"{self.verb}: {self.run_folder.path} holds no checkpoint, and an untrained {type(self.model).__name__} only guesses. "
+                "Train it first (python -m genlab fit ...), or give --ckpt_path FILE."
             )
         if self.checkpoint is not None:
             log.info("checkpoint: %s", self.checkpoint)
@@ -207,6 +211,10 @@ def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, chec
     except ArgumentError as error:
         raise UserError(f"configuration: {error}") from error
     except MisconfigurationException as error:
-        hint = " Lay -c experiments/trainer/cpu.yaml over it to run on the CPU." if "backend" in str(error) or "accelerator" in str(error) else ""
+        hint = (
+            " Lay -c experiments/trainer/cpu.yaml over it to run on the CPU."
+            if "backend" in str(error) or "accelerator" in str(error)
+            else ""
+        )
         raise UserError(f"trainer: {error}{hint}") from error
     return UNREADABLE if is_first_process() and cli.unreadable and not settings.allow_unreadable else 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import genlab
 from genlab.errors import MissingPath, UserError
-from genlab.store import write_atomically
+from genlab.files import write_bytes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -277,7 +277,7 @@ class Report:
             policy=policy,
             version=genlab.__version__,
         )
-        return write_atomically(path, page.encode("utf-8", "replace"))  # names of files may hold what is no Unicode
+        return write_bytes(path, page.encode("utf-8", "replace"))  # names of files may hold what is no Unicode
 
     def _add(self, template: str, **values: Any) -> Self:
         self._blocks.append(_render(template, **values))

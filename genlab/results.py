@@ -125,10 +125,18 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         again = record.get("state") in ("preempted", "running", "failed")
         self.update(
-            state="running", host=socket.gethostname(), pid=os.getpid(), pid_started=_process_start(os.getpid()), command=command,
-            job=os.environ.get("SLURM_JOB_ID"), started=time.time(), requeues=record.get("requeues", 0) + int(again), git=git_state(),
-            versions=versions(), python=sys.executable,
-        )  # fmt: skip
+            state="running",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pid_started=_process_start(os.getpid()),
+            command=command,
+            job=os.environ.get("SLURM_JOB_ID"),
+            started=time.time(),
+            requeues=record.get("requeues", 0) + int(again),
+            git=git_state(),
+            versions=versions(),
+            python=sys.executable,
+        )
 
     def finish(self, state: str) -> None:
         """Ends this process's work in the folder: ``finished``, ``preempted`` (to be continued) or ``failed``."""
@@ -171,7 +179,7 @@ def _process_start(pid: int) -> str | None:
 
 
 def metric_tables(metrics: Mapping[str, Any], stage: str) -> dict[str, list[dict[str, Any]]]:
-    """Logged metrics as tables: ``sets``, a row per set (``stage/<set>/<metric>``) and their mean, and ``whole``, what only the whole has."""
+    """Logged metrics as tables: ``sets``, a row per set (``stage/<set>/<metric>``) and their mean; ``whole``, the rest."""
     sets: dict[str, dict[str, Any]] = {}
     whole: dict[str, float] = {}
     for name, value in metrics.items():

@@ -11,7 +11,6 @@ import json
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,23 +20,9 @@ from genlab.errors import MissingPath, UserError
 if TYPE_CHECKING:
     import numpy as np
 
+from genlab.files import write_bytes
+
 PATIENCE = 60.0  # seconds that a process waits for another one's write
-
-
-def write_atomically(path: Path | str, data: bytes) -> Path:
-    """Writes beside the file and renames, so that a reader, or whoever comes after a crash, sees the old file or the new one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def content_key(*parts: Any) -> str:
@@ -183,7 +168,7 @@ class FeatureStore:
             if "id" in arrays or not arrays or any(len(array) != len(some) for array in arrays.values()):
                 shapes = {name: array.shape for name, array in arrays.items()}
                 raise ValueError(f"compute: {len(some)} ids gave {shapes}; need a row per id, under other names than 'id'.")
-            write_atomically(self.folder / f"{content_key(some)}.safetensors", save(arrays, {"ids": json.dumps(some)}))
+            write_bytes(self.folder / f"{content_key(some)}.safetensors", save(arrays, {"ids": json.dumps(some)}))
         return len(todo)
 
     def missing(self, ids: Iterable[str]) -> list[str]:

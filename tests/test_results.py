@@ -18,7 +18,7 @@ from genlab.results import RunFolder, config_hash, living_owner, metric_tables
 
 
 def test_a_living_process_keeps_its_run_folder(tmp_path: Path) -> None:
-    code = f"from genlab.results import RunFolder; from pathlib import Path; RunFolder(Path({str(tmp_path)!r})).start('x'); print('on', flush=True); input()"
+    code = f"import pathlib, genlab.results as r; r.RunFolder(pathlib.Path({str(tmp_path)!r})).start('x'); print('on', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "on\n"
     with pytest.raises(UserError, match=f"process {other.pid} on"):
@@ -50,7 +50,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
         write_bytes(path, "text, not bytes")  # type: ignore[arg-type]
-    assert json.loads(path.read_text()) == {"a": 1} and os.listdir(tmp_path) == ["results.json"]
+    assert json.loads(path.read_text()) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_json_has_no_nan(tmp_path: Path) -> None:
@@ -75,6 +75,10 @@ def test_fingerprints_name_content_not_order() -> None:
 def test_metrics_become_tables() -> None:
     logged = {"test/Sora/ap": 0.5, "test/Gen2/ap": 1.0, "test/Sora/n": 56.0, "test/ap": 0.75, "test/real_acc": 0.9, "val/ap": 0.1}
     tables = metric_tables(logged, "test")
-    assert tables["sets"] == [{"set": "Gen2", "ap": 1.0}, {"set": "Sora", "ap": 0.5, "n": 56}, {"set": "mean over sets", "ap": 0.75, "n": ""}]
+    assert tables["sets"] == [
+        {"set": "Gen2", "ap": 1.0},
+        {"set": "Sora", "ap": 0.5, "n": 56},
+        {"set": "mean over sets", "ap": 0.75, "n": ""},
+    ]
     assert tables["whole"] == [{"metric": "real_acc", "value": 0.9}]
     assert metric_tables({"train/loss": 1.0}, "test") == {}

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from genlab.errors import MissingPath, UserError
-from genlab.store import FeatureStore, RowStore, content_key, write_atomically
+from genlab.files import write_bytes
+from genlab.store import FeatureStore, RowStore, content_key
 
 PUT_FOREVER = """
 import sys
@@ -114,9 +115,9 @@ def test_content_key_follows_content_not_place(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
-    path = write_atomically(tmp_path / "a" / "file.bin", b"old")
+    path = write_bytes(tmp_path / "a" / "file.bin", b"old")
     with pytest.raises(TypeError):
-        write_atomically(path, "no bytes")  # type: ignore[arg-type]
+        write_bytes(path, "no bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
 

@@ -8,11 +8,12 @@ switches to the code's behaviour.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torchmetrics import CatMetric
 
@@ -21,6 +22,7 @@ from genlab.errors import UserError
 from genlab.metrics.generators import GeneratorMetrics, threshold_at_fpr
 from genlab.models.backbones import Backbone
 from genlab.models.mamba import MambaBlock, MambaOptions
+from genlab.models.selective_scan import Backend
 from genlab.models.xclip import XCLIP
 from genlab.models.zones import ScanPath, ZoneOrder, token_order
 from genlab.training.base import Method
@@ -53,9 +55,17 @@ class DeMambaHead(nn.Module):
     order: Tensor
 
     def __init__(
-        self, width: int, grid: int, num_frames: int, zone_size: int = 2, zone_order: ZoneOrder = "paper", scan: ScanPath = "snake",
-        mamba: MambaOptions | None = None, feature_norms: bool = True, scan_backend: str = "auto",
-    ) -> None:  # fmt: skip
+        self,
+        width: int,
+        grid: int,
+        num_frames: int,
+        zone_size: int = 2,
+        zone_order: ZoneOrder = "paper",
+        scan: ScanPath = "snake",
+        mamba: MambaOptions | None = None,
+        feature_norms: bool = True,
+        scan_backend: Backend = "auto",
+    ) -> None:
         super().__init__()
         self.register_buffer("order", token_order(grid, zone_size, num_frames, zone_order, scan), persistent=False)
         self.zones = len(self.order)
@@ -144,7 +154,7 @@ class DeMamba(Method):
         zone_order: ZoneOrder = "paper",
         scan: ScanPath = "snake",
         mamba: MambaOptions | None = None,
-        scan_backend: Literal["auto", "mamba_ssm", "cpu", "torch"] = "auto",
+        scan_backend: Backend = "auto",
         train_backbone: bool = True,
         lr: float = 1e-6,
         head_lr: float | None = None,
@@ -170,19 +180,36 @@ class DeMamba(Method):
         settings = self.hparams
         self.backbone = self.backbone_settings.build()
         if not settings.train_backbone:
-            self.freeze("backbone")
+            self.freeze_part("backbone")
         if settings.head == "pool":
             self.head = PoolHead(self.backbone.width, self.backbone.feature_norms)
             return
         self.head = DeMambaHead(
-            self.backbone.width, self.backbone.grid, self.backbone.token_frames(settings.num_frames), settings.zone_size, settings.zone_order,
-            settings.scan, self.mamba_options, self.backbone.feature_norms, settings.scan_backend,
-        )  # fmt: skip
+            self.backbone.width,
+            self.backbone.grid,
+            self.backbone.token_frames(settings.num_frames),
+            settings.zone_size,
+            settings.zone_order,
+            settings.scan,
+            self.mamba_options,
+            self.backbone.feature_norms,
+            settings.scan_backend,
+        )
 
     def features(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, 3, H, W), normalised -> tokens (B, T', G, G, C) and global vector (B, C)."""
+        if video.shape[1] != self.hparams.num_frames:
+            raise UserError(
+                f"data.num_frames: clips have {video.shape[1]} frames, the model expects {self.hparams.num_frames}; make them equal."
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.hparams.train_backbone):
-            return self.backbone(video)
+            tokens, global_vector = self.backbone(video)
+        if tokens.shape[2] != self.backbone.grid or tokens.shape[3] != self.backbone.grid:
+            grid = self.backbone.grid
+            raise UserError(
+                f"data.image_size: {video.shape[-1]} px give {tokens.shape[2]} x {tokens.shape[3]} tokens, the backbone {grid} x {grid}."
+            )
+        return tokens, global_vector
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, T, 3, H, W), normalised -> logits (B,); greater than 0 means fake."""
@@ -195,7 +222,7 @@ class DeMamba(Method):
         self.log("train/unreadable", batch["substituted"].float().sum(), on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
         return self.log_losses({"loss": loss}, batch_size=len(logits))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings = self.hparams
         head_lr = settings.lr if settings.head_lr is None else settings.head_lr
         backbone = [p for p in self.backbone.parameters() if p.requires_grad]
@@ -212,13 +239,18 @@ class DeMamba(Method):
     def _start(self, stage: str) -> None:
         names = getattr(getattr(self.trainer, "datamodule", None), "generators", None)
         if names is None:
-            raise UserError("data: per-generator metrics need a datamodule with an attribute `generators`, such as datamodules.genvideo.GenVideo.")
+            raise UserError(
+                "data: per-generator metrics need a datamodule with an attribute `generators`, such as datamodules.genvideo.GenVideo."
+            )
         metric = GeneratorMetrics(names[stage], threshold=self.decision_threshold(), f1_official=self.hparams.f1_official)
         self.metrics[stage] = metric.to(self.device)
 
+    def _metric(self, stage: str) -> GeneratorMetrics:
+        return cast(GeneratorMetrics, self.metrics[stage])
+
     def _finish(self, stage: str) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self.metrics[stage].compute().items()}, prog_bar=False)
-        self.metrics[stage].reset()
+        self.log_dict({f"{stage}/{name}": value for name, value in self._metric(stage).compute().items()})
+        self._metric(stage).reset()
 
     def on_validation_start(self) -> None:
         self._start("val")
@@ -252,7 +284,7 @@ class DeMamba(Method):
         scores, readable = logits.double().sigmoid(), batch["readable"]
         if stage is not None:
             generators = [name for name, ok in zip(batch["generator"], readable.tolist()) if ok]
-            self.metrics[stage].update(scores[readable], batch["label"][readable], generators, batch["index"][readable])
+            self._metric(stage).update(scores[readable], batch["label"][readable], generators, batch["index"][readable])
         threshold, rows = self.decision_threshold(), []
         for i, (score, ok) in enumerate(zip(scores.tolist(), readable.tolist())):
             row = {"id": batch["id"][i], "label": int(batch["label"][i]) if stage else "", "score": score if ok else ""}
@@ -274,7 +306,9 @@ class DeMamba(Method):
         for i, row in enumerate(rows):
             if row["status"] == "ok":
                 frames = batch["pixels"][i, : int(batch["num_frames"][i])].permute(0, 2, 3, 1).cpu().numpy()
-                caption = f"P(fake) = {row['score']:.3f}: called {row['called']}" + (f", is {row['generator']}" if row["label"] != "" else "")
+                caption = f"P(fake) = {row['score']:.3f}: called {row['called']}" + (
+                    f", is {row['generator']}" if row["label"] != "" else ""
+                )
                 strips.append({"id": row["id"], "caption": caption, "frames": frames, "heat": heat[i]})
         return strips
 
@@ -287,7 +321,9 @@ class DeMamba(Method):
         if self.hparams.fpr is None or self.trainer.validating or self.trainer.sanity_checking:
             return self.hparams.threshold
         if self.validation_scores is None or not len(self.validation_scores):
-            raise UserError("model.fpr: the checkpoint holds no validation scores to choose a threshold from; use one saved after a validation.")
+            raise UserError(
+                "model.fpr: the checkpoint holds no validation scores to choose a threshold from; use one saved after a validation."
+            )
         return threshold_at_fpr(self.validation_scores, self.hparams.fpr)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

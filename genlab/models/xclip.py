@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -50,11 +50,11 @@ class XCLIPTokens(VideoBackbone):
         if num_frames is not None:
             encoder.config.num_frames = num_frames
             for layer in encoder.encoder.layers:
-                layer.num_frames = num_frames
+                setattr(layer, "num_frames", num_frames)  # noqa: B010 - a plain attribute that nn.Module types as a tensor
         if global_feature == "mean":  # then nothing reads it, and DDP stops at parameters that no loss reaches
             encoder.post_layernorm.requires_grad_(False)
-        self.width, self.num_frames = encoder.config.hidden_size, encoder.config.num_frames
-        self.grid = encoder.config.image_size // encoder.config.patch_size
+        config: Any = encoder.config  # its sizes are typed as int or pair
+        self.width, self.num_frames, self.grid = config.hidden_size, config.num_frames, config.image_size // config.patch_size
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         if video.shape[1] != self.num_frames:

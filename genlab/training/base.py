@@ -29,7 +29,12 @@ class Method(L.LightningModule):
         super().__init__()
         self._frozen: list[str] = []
 
-    def freeze(self, name: str) -> None:
+    @property
+    def hparams(self) -> Any:
+        """The constructor's arguments by name (Lightning types this as a plain mapping)."""
+        return super().hparams
+
+    def freeze_part(self, name: str) -> None:
         """Makes the submodule ``name`` a constant: no gradients, always in eval mode, never in a checkpoint."""
         self.get_submodule(name).requires_grad_(False).eval()
         self._frozen.append(name)
@@ -66,7 +71,9 @@ class Method(L.LightningModule):
         """
         mine, found = class_path(type(self)), checkpoint.get("method")
         if found is not None and found != mine:
-            raise UserError(f"ckpt_path: the checkpoint was trained by {found}, the config asks for {mine}. Use the config it was trained with.")
+            raise UserError(
+                f"ckpt_path: the checkpoint was trained by {found}, the config asks for {mine}. Use the config it was trained with."
+            )
         own = {key: value.shape for key, value in self.state_dict().items() if not self.is_frozen(key)}
         given = {key: value.shape for key, value in checkpoint["state_dict"].items() if not self.is_frozen(key)}
         missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
@@ -78,7 +85,9 @@ class Method(L.LightningModule):
         parts += [f"{key} is {tuple(given[key])}, the config makes it {tuple(own[key])}" for key in other[:3]]
         saved = {key: to_plain(value) for key, value in checkpoint.get("hyper_parameters", {}).items()}
         now = {key: to_plain(value) for key, value in self.hparams.items()}
-        differing = [f"model.{key} was {saved[key]!r}, is {now[key]!r}" for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]]
+        differing = [
+            f"model.{key} was {saved[key]!r}, is {now[key]!r}" for key in sorted(saved.keys() & now.keys()) if saved[key] != now[key]
+        ]
         hint = f" What differs: {'; '.join(differing)}." if differing else ""
         raise UserError(f"ckpt_path: the checkpoint does not fit this model: {'; '.join(parts)}.{hint} Use the config it was trained with.")
 

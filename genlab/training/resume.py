@@ -53,7 +53,10 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._states = checkpoint.get("random_states")
-        for name, holder, key in (("model", pl_module, "hyper_parameters"), ("data", trainer.datamodule, "datamodule_hyper_parameters")):
+        for name, holder, key in (
+            ("model", pl_module, "hyper_parameters"),
+            ("data", getattr(trainer, "datamodule", None), "datamodule_hyper_parameters"),
+        ):
             for line in differences(checkpoint.get(key, {}), getattr(holder, "hparams", {})):
                 log.warning("resumed with another setting: %s.%s", name, line)
 
@@ -61,7 +64,9 @@ class ExactResume(Callback):
         if self._started_with is None:
             return
         if [len(groups) for groups in self._started_with] != [len(groups) for groups in self._fresh]:
-            raise UserError("ckpt_path: the checkpoint's optimizer has other parameter groups than this config's; use the config it was made with.")
+            raise UserError(
+                "ckpt_path: the checkpoint's optimizer has other parameter groups than this config's; use the config it was made with."
+            )
         for number, (optimizer, old_groups, new_groups) in enumerate(zip(trainer.optimizers, self._started_with, self._fresh)):
             for i, (group, old, new) in enumerate(zip(optimizer.param_groups, old_groups, new_groups)):
                 for key in old.keys() & new.keys():
@@ -109,7 +114,11 @@ def _random_states() -> dict[str, Any]:
     kind, numpy, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global state is what is to be saved
     return {
         "python": [version, list(python), gauss],
-        "numpy": [str(kind), torch.from_numpy(numpy.astype(np.int64)), *[float(r) if isinstance(r, float) else int(r) for r in rest]],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(numpy).astype(np.int64)),
+            *[float(r) if isinstance(r, float) else int(r) for r in rest],
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -130,7 +139,9 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     before, after = dict(_flatten(to_plain(dict(saved)))), dict(_flatten(to_plain(dict(now))))
     keys = sorted(key for key in before.keys() | after.keys() if not key.startswith("_"))
     absent = "not set"
-    return [f"{k} was {before.get(k, absent)!r}, is {after.get(k, absent)!r}" for k in keys if before.get(k, absent) != after.get(k, absent)]
+    return [
+        f"{k} was {before.get(k, absent)!r}, is {after.get(k, absent)!r}" for k in keys if before.get(k, absent) != after.get(k, absent)
+    ]
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -101,14 +101,12 @@ def check(args: Sequence[str]) -> int:
     _known(given.dataset, DATAMODULES, "data check")
     _check_out(given.out, (".json", ".csv"), given.root)
 
-    from datamodules import checks
     from genlab.reports import console_table
 
     data = _datamodule(given)
     try:
         with _stops_on_term():
-            quick = given.level == "quick"
-            report = checks.quick_check(data.index, data.root) if quick else checks.full_check(data.index, data.root, given.workers)
+            report = data.check(given.level, given.workers)
     except KeyboardInterrupt:
         print("data check: stopped. What was read is remembered: the same command goes on from there.")
         return 75
@@ -140,18 +138,16 @@ def show(args: Sequence[str]) -> int:
     out = given.out or Path(f"{given.dataset}-sheet.png")
     _check_out(out, (".png", ".jpg", ".jpeg"), given.root)
 
-    from datamodules import checks
     from genlab.figures import contact_sheet
 
     data = _datamodule(given)
     rows: dict[tuple[str, str], list[Item]] = defaultdict(list)
-    items = checks.items_of(data.index, data.root)
-    for item in sorted(items, key=lambda item: (item.split != "train", item.split, item.label, item.group)):
+    for item in sorted(data.items(), key=lambda item: (item.split != "train", item.split, item.label, item.group)):
         rows[item.split, item.group].append(item)
     images: list[Any] = []
     captions: list[str] = []
     for (split, group), members in rows.items():
-        for pictures, caption in _row(members, given.per):
+        for pictures, caption in _row(data, members, given.per):
             images += pictures
             captions += [f"{split}: {group}\n{caption}" if caption else ""] * FRAMES
     sheet = contact_sheet(images, captions, columns=FRAMES * given.per)
@@ -198,12 +194,10 @@ def _check_out(out: Path | None, suffixes: tuple[str, ...], root: str) -> None:
 
 
 def _datamodule(given: argparse.Namespace) -> Any:
-    """The dataset's datamodule with its whole index read."""
+    """The dataset's datamodule."""
     module, name = DATAMODULES[given.dataset].split(":")
     lists = {key: getattr(given, key) for key in ("train_list", "test_list") if getattr(given, key)}
-    data = getattr(importlib.import_module(module), name)(root=given.root, **lists)
-    data.setup("check")
-    return data
+    return getattr(importlib.import_module(module), name)(root=given.root, **lists)
 
 
 @contextmanager
@@ -216,7 +210,7 @@ def _stops_on_term() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _row(items: Sequence[Item], count: int) -> Iterator[tuple[Sequence[Image | np.ndarray], str]]:
+def _row(data: Any, items: Sequence[Item], count: int) -> Iterator[tuple[Sequence[Image | np.ndarray], str]]:
     """Pictures and caption of ``count`` clips, always the same ones; empty cells where there are fewer."""
     from PIL import Image
 
@@ -224,31 +218,11 @@ def _row(items: Sequence[Item], count: int) -> Iterator[tuple[Sequence[Image | n
 
     order = keyed_rng("show", items[0].split, items[0].group).permutation(len(items))[:count]
     for item in (items[i] for i in sorted(order)):
-        pictures = _pictures(item)
+        pictures = data.preview(item)
         blank = [Image.new("RGB", (160, 120), "#c8c8c8")] * FRAMES
         yield pictures or blank, Path(item.id).name if pictures else f"unreadable: {Path(item.id).name}"
     for _ in range(count - len(order)):
         yield [Image.new("RGB", (160, 120), "white")] * FRAMES, ""
-
-
-def _pictures(item: Item) -> list[np.ndarray]:
-    """First and last frame of the window that an evaluation takes; none if they cannot be read."""
-    import numpy as np
-    from PIL import Image
-
-    from datamodules.checks import CLIP_FRAMES, frame_files
-    from datamodules.video import UnreadableVideo, extracted_indices, open_video, sample_window
-
-    try:
-        if item.first >= 0:
-            files = list(frame_files(item).values())
-            window = sample_window(len(files), CLIP_FRAMES)[[0, -1]].tolist() if files else []
-            return [np.asarray(Image.open(files[k]).convert("RGB")) for k in window]
-        with open_video(item.path) as video:
-            extracted = extracted_indices(video.timestamps, video.info.duration)
-            return list(video.frames(extracted[sample_window(len(extracted), CLIP_FRAMES)[[0, -1]]]))
-    except (UnreadableVideo, OSError, SyntaxError):  # the last two are PIL's
-        return []
 
 
 def _save(sheet: Image, out: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from datamodules import checks
-from datamodules.checks import CheckReport, Facts, Item, check_all, full_check, quick_check, suspicious_name, told_apart
+from datamodules.checks import CheckReport, Facts, Item, check_all, told_apart
+from datamodules.genvideo_checks import full_check, quick_check, suspicious_name
 from datamodules.genvideo_index import Clips, read_list, scan
 from datamodules.tinyworld import make
 from datamodules.tinyworld.genvideo import write_frames_layout

@@ -7,7 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-SMALL = ("--data.num_workers=0", "--data.batch_size=8", "--data.eval_batch_size=8", "--data.val_fraction=0.2", "--trainer.enable_progress_bar=false")
+SMALL = (
+    "--data.num_workers=0",
+    "--data.batch_size=8",
+    "--data.eval_batch_size=8",
+    "--data.val_fraction=0.2",
+    "--trainer.enable_progress_bar=false",
+)
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ def test_keys_name_streams() -> None:
 
 def test_streams_are_the_same_everywhere() -> None:
     """Written down once: a change here would change every experiment."""
-    assert fold_key(1, "clip") == 0x9cabf6f564dc891f1b17e1a15287fcc4
+    assert fold_key(1, "clip") == 0x9CABF6F564DC891F1B17E1A15287FCC4
     np.testing.assert_allclose(keyed_rng(7, "noise").standard_normal(2), [-1.4634713510365995, -0.9148209383642499])
 
 
