@@ -153,7 +153,7 @@ def write_report(
         "seed": results["seed"],
         "git": results["git"],
         "checkpoint": results.get("checkpoint") or results.get("best", {}).get("checkpoint", ""),
-        "data": results["data_fingerprint"],
+        "data": ", ".join(f"{split} {name}" for split, name in (results["data_fingerprint"] or {}).items()),
     }
     if results["protocol"].get("tiny_world"):
         report.text("Measured on the procedural tiny world: these numbers say that the method works here, not how it does on real data.")
@@ -175,6 +175,8 @@ def write_report(
         report.picture(picture, picture.stem)
     if rows and not scored:
         report.table([{key: row[key] for key in row if key != "label"} for row in rows[:500]], caption="predictions.csv")
+    if (folder.path / "config.yaml").is_file():
+        report.details("Configuration", (folder.path / "config.yaml").read_text())
     report.details("Protocol", "\n".join(f"{key}: {value}" for key, value in results["protocol"].items()))
     report.details("Versions", "\n".join(f"{key}: {value}" for key, value in results["versions"].items()))
     report.write(folder.path / "report.html")

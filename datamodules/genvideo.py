@@ -64,6 +64,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.clips, self.num_frames, self.image_size, self.edge_crop, self.seed = clips, num_frames, image_size, edge_crop, seed
         self.augmentation, self.training, self.fps, self.decoder = augmentation, training, fps, decoder
+        self._warned: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -78,12 +79,17 @@ class ClipDataset(Dataset[dict[str, Any]]):
             try:
                 pixels = self._pixels(candidate, draw)
             except UnreadableVideo as error:
-                log.warning("unreadable, %s: %s", "another clip of its class takes its place" if self.training else "not scored", error)
+                self._warn(error)
                 continue
             return self._sample(index if not self.training else candidate, pixels, substituted=candidate != index)
         if self.training:
             raise UserError(f"data.root: not one of the {len(candidates)} training clips of label {clips.label[index]} can be read.")
         return self._sample(index, None)
+
+    def _warn(self, error: UnreadableVideo) -> None:
+        if error.path not in self._warned:  # once a file and process
+            self._warned.add(error.path)
+            log.warning("unreadable, %s: %s", "another clip of its class takes its place" if self.training else "not scored", error)
 
     def _sample(self, index: int, pixels: Tensor | None, substituted: bool = False) -> dict[str, Any]:
         clips, size = self.clips, self.image_size
@@ -235,12 +241,14 @@ class GenVideo(L.LightningDataModule):
         counts = {f"n_{name}": {"fake": int(c.label.sum()), "real": int((c.label == 0).sum())} for name, c in self.splits.items()}
         return (
             {name: h[name] for name in names}
-            | {"training": trained, "clips_per_video": 1, "tiny_world": h.root.startswith("tiny:")}
+            | {"training": trained, "clips_per_video": 1, "tiny_world": h.root.startswith("tiny:") and "predict" not in self.splits}
             | counts
         )
 
     def prepare_data(self) -> None:
         """Writes the tiny dataset if that is what ``root`` names, and looks the list through (rank zero)."""
+        if self.trainer is not None and self.trainer.predicting:
+            return  # the user's own files are all that is needed
         report = self.check("quick")
         if report.errors:
             raise UserError("\n".join(report.errors))
@@ -364,7 +372,9 @@ class GenVideo(L.LightningDataModule):
     def _eval_loader(self, split: str) -> DataLoader[Any]:
         dataset = self.dataset(split)
         sampler = EvalSampler(len(dataset), *self._ranks())
-        return DataLoader(dataset, self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **self._loading())
+        # By name: Lightning makes the loader of a prediction anew from its arguments.
+        size = self.hparams.eval_batch_size
+        return DataLoader(dataset, batch_size=size, sampler=sampler, generator=torch.Generator(), **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         workers = self.hparams.num_workers

@@ -189,7 +189,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) ->
     own = [key for key in series if key.count("/") == 1 and key not in twice]
     groups = {
         "Losses": [key for key in own if "/loss" in key],
-        "Validation": [key for key in own if key.startswith("val/") and "/loss" not in key],
+        "Validation": [key for key in own if key.startswith("val/") and "/loss" not in key and not key.startswith("val/n_")],  # no counts
         "Learning rate": [key for key in series if key.startswith("lr")],
     }
     groups = {title: sorted(keys) for title, keys in groups.items() if keys}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from datamodules.tinyworld.backgrounds import Array
 from datamodules.tinyworld.scene import SHAPES, Track, mottle, random_object
-from datamodules.tinyworld.video import MOTIONS, Clip, Motion, Shot, animate, develop, expose, prepare
+from datamodules.tinyworld.video import MAX_OBJECTS, MOTIONS, REACH, Clip, Motion, Shot, animate, develop, expose, prepare
 from genlab.training.randomness import keyed_rng
 
 Generator = Callable[[Shot, np.random.Generator], NDArray[np.uint8]]
@@ -33,23 +33,23 @@ def generate(name: str, clip: Clip, size: int = 64) -> NDArray[np.uint8]:
 
 
 def flicker(shot: Shot, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The light over 3 to 6 of the 4 x 4 cells of the frame is redrawn for every frame.
+    """The light over 6 to 12 of the 4 x 4 cells of the frame is redrawn for every frame.
 
     Breaks: constancy over time of the local brightness. Time only: real light is as uneven, but holds still.
     """
     cells = np.repeat(shot.cells, shot.clip.frames, 0)
-    chosen = rng.permutation(16)[: rng.integers(3, 7)]
+    chosen = rng.permutation(16)[: rng.integers(6, 13)]
     cells.reshape(-1, 16)[:, chosen] = rng.standard_normal((shot.clip.frames, len(chosen)), dtype=np.float32)
     shot.cells = cells
     return develop(shot, expose(shot))
 
 
 def boiling(shot: Shot, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The stains of the background are invented anew from frame to frame, with half of the old ones left (correlation 0.4 to 0.7).
+    """The stains of the background are invented anew from frame to frame, with few of the old ones left (correlation 0.1 to 0.4).
 
     Breaks: correlation over time of fine background texture. Time only: real stains look the same, but stay on the background.
     """
-    keep, fields = rng.uniform(0.4, 0.7), [shot.stains[0]]
+    keep, fields = rng.uniform(0.1, 0.4), [shot.stains[0]]
     for _ in range(shot.clip.frames - 1):  # an autoregressive process: every frame has unit variance
         fields.append(keep * fields[-1] + math.sqrt(1 - keep**2) * mottle(shot.clip.scene, shot.size, rng)[0])
     shot.stains = np.stack(fields)
@@ -116,15 +116,15 @@ def ghosting(shot: Shot, rng: np.random.Generator) -> NDArray[np.uint8]:
 def popping(shot: Shot, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One more object is there in some stretches of 3 to 6 frames and gone in between, from one frame to the next.
 
-    Breaks: permanence of objects. Time only: real clips have 1 to 4 objects as well, which come and go over the frame's edge alone.
+    Breaks: permanence of objects. Time only: real clips have one or two objects as well, which come and go over the frame's edge alone.
     """
     clip = shot.clip
-    extra, motion = random_object(rng, ("small", "medium"), 0.48), str(rng.choice(list(MOTIONS)))
+    extra, motion = random_object(rng, spread=0.48), str(rng.choice(list(MOTIONS)))
     scene = replace(clip.scene, objects=(extra,))
-    (track,), _ = animate(replace(clip, scene=scene, motions=(Motion(motion, rng.uniform(0.3, 0.65)),)), shot.progress)
+    (track,), _ = animate(replace(clip, scene=scene, motions=(Motion(motion, rng.uniform(*REACH["B"])),)), shot.progress)
     turns = np.cumsum(rng.integers(3, 7, clip.frames))
     track.opacity = ((np.searchsorted(turns, np.arange(clip.frames), side="right") + rng.integers(2)) % 2).astype(np.float32)
-    shot.tracks = [*shot.tracks, track] if len(shot.tracks) < 4 else [*shot.tracks[:-1], track]
+    shot.tracks = [*shot.tracks, track] if len(shot.tracks) < MAX_OBJECTS else [*shot.tracks[:-1], track]
     return develop(shot, expose(shot))
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from datamodules.tinyworld.backgrounds import MARGIN, Array, canvas_pixels, paint_backdrop, smooth_noise
 from genlab.training.randomness import keyed_rng
 
-RENDERER_VERSION = 1  # raise it whenever pixels or captions change: cached datasets and committed weights name it
+RENDERER_VERSION = 2  # raise it whenever pixels or captions change: cached datasets and committed weights name it
 
 Style = Literal["A", "B"]
 
@@ -105,7 +105,7 @@ def random_scene(key: str, style: Style, objects: int | None = None, spread: flo
         tries = [random_object(rng, sizes, spread) for _ in range(6)]
         placed.append(max(tries, key=lambda new: min((_gap(new, old) for old in placed), default=0.0)))
     background = str(rng.choice(list(BACKGROUNDS[style])))
-    mottle = rng.uniform(0.01, 0.03) if style == "A" else rng.uniform(0.04, 0.08)
+    mottle = rng.uniform(0.01, 0.03) if style == "A" else rng.uniform(0.06, 0.11)
     return Scene(style, background, tuple(placed), round(mottle, 4), round(rng.uniform(200, 340), 1), key)
 
 

@@ -71,7 +71,8 @@ CAMERAS: dict[str, Callable[[Array, float], tuple[Array | float, Array | float, 
     "handheld": lambda s, reach: (0.25 * reach * np.sin(4.3 * s + 1), 0.25 * reach * np.sin(5.9 * s), 1 + 0.3 * reach),
 }
 STEADY: dict[Style, tuple[str, ...]] = {"A": ("still", "pan_right", "zoom_in"), "B": tuple(CAMERAS)}
-REACH: dict[Style, tuple[float, float]] = {"A": (0.4, 0.55), "B": (0.3, 0.65)}
+REACH: dict[Style, tuple[float, float]] = {"A": (0.4, 0.55), "B": (0.2, 0.5)}
+MAX_OBJECTS = 2  # of a clip
 
 
 @dataclass(frozen=True)
@@ -122,18 +123,19 @@ class Clip:
 
 
 def random_clip(key: str, style: Style, frames: int = 16, fps: int = 8, objects: int | None = None) -> Clip:
-    """The clip named ``key``: a random scene, a motion for each object, and for about half of the clips a moving camera."""
-    scene, rng = random_scene(key, style, objects, spread=0.48), keyed_rng("clip", style, key)
+    """The clip named ``key``: one or two objects (or ``objects``), a motion for each, and for a third of the clips a moving camera."""
+    rng = keyed_rng("clip", style, key)
+    scene = random_scene(key, style, objects or int(rng.integers(1, MAX_OBJECTS + 1)), spread=0.48)
     motions = tuple(Motion(str(rng.choice(list(MOTIONS))), round(rng.uniform(*REACH[style]), 4)) for _ in scene.objects)
-    camera = "still" if rng.random() < 0.45 else str(rng.choice(STEADY[style][1:]))
+    camera = "still" if rng.random() < 0.65 else str(rng.choice(STEADY[style][1:]))
     return Clip(
         scene=scene,
         motions=motions,
         camera=camera,
-        camera_reach=round(rng.uniform(0.1, 0.28), 4),
+        camera_reach=round(rng.uniform(0.05, 0.15), 4),
         exposure=round(rng.uniform(0.85, 1.08), 4),
         dimming=round(rng.uniform(-0.25, 0.25) if rng.random() < 0.3 else 0.0, 4),
-        unevenness=0.09,
+        unevenness=0.13,
         cast=0.07,
         noise=round(rng.uniform(0.012, 0.03), 4),
         frames=frames,

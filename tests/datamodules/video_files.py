@@ -31,6 +31,7 @@ def write_video(
 ) -> Path:
     """Write (N, H, W, 3) uint8 frames; ``times`` (s) for a varying rate, ``rotation`` in degrees clockwise for players."""
     codec = codec or {".gif": "gif", ".webm": "libvpx-vp9", ".avi": "mpeg4"}.get(path.suffix, "libx264")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000), options=options or {})
         stream.height, stream.width = frames.shape[1:3]
