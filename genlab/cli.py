@@ -224,7 +224,7 @@ def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | Non
     if verb == "fit":
         if is_first_process() and (owner := living_owner(record)) is not None:
             raise UserError(f"{run.path}: another process is at work in this run folder ({owner}). Wait for it, or use --run.name NAME.")
-        if name is None and record and is_first_process():
+        if name is None and record and run.has_results and is_first_process():
             state = record.get("state", "unknown")
             raise UserError(
                 f"{run.path} already holds a run ({state}). Continue it with --ckpt_path last, or start another with --run.name NAME."

@@ -167,7 +167,7 @@ class GenLabCLI(LightningCLI):
 
     def _guarded(self, run: Callable[..., Any], *args: Any, **options: Any) -> None:
         """Runs the Trainer and writes into ``run.json`` how it ended."""
-        state = "failed"
+        state, folder, mistaken = "failed", self.record.folder, False
         try:
             # Our checkpoints hold tensors and plain values; nothing in a stranger's file gets to run.
             run(*args, ckpt_path=str(self.checkpoint) if self.checkpoint else None, weights_only=True, **options)
@@ -176,13 +176,17 @@ class GenLabCLI(LightningCLI):
             state = "preempted" if stop.code == CONTINUE_ME else "failed"
             raise
         except MisconfigurationException as error:
+            mistaken = True
             raise UserError(f"trainer: {error}") from error
+        except UserError:
+            mistaken = True
+            raise
         finally:
             if is_first_process():
-                if self.record.started:
-                    self.record.folder.finish(state)
-                elif not self.existed:  # loggers were quicker than the error
-                    shutil.rmtree(self.record.folder.path, ignore_errors=True)
+                if mistaken and not self.existed and not folder.has_results:
+                    shutil.rmtree(folder.path, ignore_errors=True)
+                elif self.record.started:
+                    folder.finish(state)
 
 
 def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, checkpoint: Path | None) -> int:

@@ -106,6 +106,11 @@ class RunFolder:
         """``run.json``; empty before the first start."""
         return read_json(self.path / "run.json")
 
+    @property
+    def has_results(self) -> bool:
+        """Whether there is something to lose: a checkpoint, or logged metrics."""
+        return any(self.checkpoints.glob("*.ckpt")) or (self.path / "metrics.csv").is_file()
+
     def update(self, **entries: Any) -> None:
         """Changes entries of ``run.json``; every change is also a sign of life."""
         write_json(self.path / "run.json", {**self.record, **entries, "seen": time.time()})
@@ -191,7 +196,7 @@ def metric_tables(metrics: Mapping[str, Any], stage: str) -> dict[str, list[dict
     columns = list(dict.fromkeys(column for row in sets.values() for column in row if column != "set"))
     rows = [sets[name] for name in sorted(sets)]
     if rows and any(column in whole for column in columns):
-        rows.append({"set": "mean over sets", **{column: whole.get(column, "") for column in columns}})
+        rows.append({"set": "mean over sets", **{column: whole.get(column) for column in columns}})
     tables = {"sets": rows, "whole": [{"metric": name, "value": value} for name, value in whole.items() if name not in columns]}
     return {name: table for name, table in tables.items() if table}
 

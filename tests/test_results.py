@@ -78,7 +78,7 @@ def test_metrics_become_tables() -> None:
     assert tables["sets"] == [
         {"set": "Gen2", "ap": 1.0},
         {"set": "Sora", "ap": 0.5, "n": 56},
-        {"set": "mean over sets", "ap": 0.75, "n": ""},
+        {"set": "mean over sets", "ap": 0.75, "n": None},
     ]
     assert tables["whole"] == [{"metric": "real_acc", "value": 0.9}]
     assert metric_tables({"train/loss": 1.0}, "test") == {}

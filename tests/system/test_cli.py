@@ -113,7 +113,7 @@ def test_predict_scores_real_clips(trained: Path) -> None:
         (["fit", "-c", "tiny/demamba", "--model.lrr=1"], "has no 'lrr'; did you mean 'lr'?"),
         (["fit", "-c", "tiny/demamba", "--data.root"], "--data.root needs a value"),
         (["fit", "-c", "tiny/demamba", "--data.root=nowhere"], "nowhere is not a folder. Set it with --data.root"),
-        (["fit", "-c", "tiny/demamba", "--data.root=tiny:nothing"], "tiny:nothing"),
+        (["fit", "-c", "tiny/demamba", "--data.root=tiny:nothing"], "No tiny dataset is called 'nothing'"),
         (["fit", "-c", "tiny/demamba", "--model.zone_size=5"], "does not divide the token grid"),
         (["fit", "-c", "tiny/demamba", "--data.num_frames=4"], "data.num_frames: clips have 4 frames, the model expects 8"),
         (["fit", "-c", "tiny/demamba", "--trainer.accelerator=cuda"], "trainer: "),
@@ -164,4 +164,4 @@ def test_wandb_offline_keeps_its_id(tiny_genvideo: Path, tmp_path: Path) -> None
     logs = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(logs) == 2 and all(path.name.endswith(first) for path in logs)
     assert all(next(path.glob("*.wandb")).stat().st_size > 1000 for path in logs)
-    assert [p for p in logs[0].rglob("media/**/*.png")] and [p for p in logs[0].rglob("media/table/**/*.json")]
+    assert list(logs[0].rglob("media/**/*.png")) and list(logs[0].rglob("media/table/**/*.json"))

@@ -1,0 +1,79 @@
+"""Every shipped configuration runs: two steps through the real command line on a stand-in of its data and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from genlab.config import compose, shipped_experiments
+from tests.system.programs import run
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+WHOLE = [name for name in shipped_experiments() if "model:" in compose([name]).yaml and compose([name]).get("data.class_path")]
+PRESETS = [name for name in shipped_experiments() if name.startswith("presets/")]
+TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/")]
+SMALL = [
+    "--data.num_workers=0",
+    "--data.batch_size=2",
+    "--data.eval_batch_size=2",
+    "--data.val_fraction=0.3",
+    "--trainer.enable_progress_bar=false",
+]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models of the classes that the hub's have, in the folders where GenLab looks for them."""
+    from transformers import CLIPConfig, CLIPModel, XCLIPConfig, XCLIPModel
+
+    folder = tmp_path_factory.mktemp("weights")
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 16}
+    text |= {"bos_token_id": 0, "eos_token_id": 1}
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 224,
+        "patch_size": 16,
+    }
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(
+        folder / "openai/clip-vit-base-patch16"
+    )
+    more = {"num_frames": 8, "mit_hidden_size": 16, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2, "mit_intermediate_size": 16}
+    config = XCLIPConfig(text_config=text, vision_config=vision | more, projection_dim=16)
+    XCLIPModel(config).save_pretrained(folder / "microsoft/xclip-base-patch16")
+    return folder
+
+
+def fit(configs: list[str], root: Path, weights: Path, cwd: Path, *more: str) -> str:
+    files = [word for name in [*configs, "trainer/fast"] for word in ("-c", name)]
+    return run("fit", *files, "-c", "trainer/cpu", f"--data.root={root}", *SMALL, *more, cwd=cwd, GENLAB_WEIGHTS=str(weights))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_experiments(name: str, tiny_genvideo: Path, weights: Path, tmp_path: Path) -> None:
+    fit([name], tiny_genvideo, weights, tmp_path)
+    assert list((tmp_path / "runs" / name.removesuffix(".yaml")).glob("seed*/results.json"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name: str, tiny_genvideo: Path, weights: Path, tmp_path: Path) -> None:
+    base = Path(name).stem.split("_")[0]
+    more = ["--data.train_generators=[flicker]"] if "one_to_many" in name else []
+    fit([base, name], tiny_genvideo, weights, tmp_path, *more)
+
+
+def test_presets_do_what_they_say(weights: Path) -> None:
+    composed = compose(["demamba", "presets/demamba_official"])
+    assert composed.get("model.init_args.zone_order") == "official" and composed.get("model.init_args.mamba.bidirectional") == "channel"
+    assert compose(["demamba"]).get("model.init_args.zone_size") == 2
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_overlays_compose(name: str) -> None:
+    from genlab.config import check
+
+    assert not check(compose(["demamba", name], [("trainer.default_root_dir", "runs/x"), ("data.root", "x")]), "fit")
