@@ -1,7 +1,7 @@
-"""A small convolutional backbone that sees the fine detail which generators get wrong, for the tiny world and for detectors from scratch.
+"""A small backbone that sees the fine detail which generators get wrong, for the tiny world and as a start for one's own.
 
-Beside the colours it is shown what nearest-neighbour down- and upsampling loses of them, the idea of NPR (Tan et al.,
-arXiv 2312.10461): generators that upsample leave traces between neighbouring pixels, which a network finds sooner in this residual.
+Fine detail is what nearest-neighbour down- and upsampling loses of a frame, the idea of NPR (Tan et al., arXiv 2312.10461): generators
+that upsample leave traces between neighbouring pixels, which a network finds sooner in this residual than in the colours.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ from torch import Tensor, nn
 from genlab.errors import UserError
 from genlab.models.backbones import Backbone, VideoBackbone
 
-COLOUR_GAIN, RESIDUAL_GAIN = 0.5, 3.0  # of normalised pixels: both inputs get a deviation of about one half
+CELL = 4  # pixels per side of a coarse cell, and the stride of the convolutions
+RESIDUAL_GAIN = 3.0  # residuals of normalised pixels have a deviation of about 1/6
 
 
 @dataclass(frozen=True)
 class TinyConv(Backbone):
-    """Frame-wise convolutions of stride 2 down to one token per patch; nothing sees across frames.
+    """Frame-wise, nothing sees across frames: a token is a linear map of its patch's coarse colours and of convolved fine detail.
 
     Args:
         width: C, channels of a token.
-        stem: Channels of the first layer.
+        stem: Channels of the first convolution; the second one has twice as many.
         image_size: Pixels per side.
-        patch_size: Pixels per side of a token, a power of two.
+        patch_size: Pixels per side of a token, a multiple of 4.
     """
 
-    width: int = 32
+    width: int = 64
     stem: int = 16
     image_size: int = 64
-    patch_size: int = 16
+    patch_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
-            raise UserError(f"TinyConv.patch_size is {self.patch_size}; use a power of two from 4 on: the layers halve the picture.")
+        if self.patch_size < CELL or self.patch_size % CELL:
+            raise UserError(f"TinyConv.patch_size is {self.patch_size}; use a multiple of {CELL}.")
         if self.image_size % self.patch_size:
             raise UserError(f"TinyConv.image_size: {self.image_size} is no multiple of the patch_size {self.patch_size}.")
 
@@ -50,18 +51,21 @@ class TinyConvTokens(VideoBackbone):
     def __init__(self, settings: TinyConv) -> None:
         super().__init__()
         self.width, self.grid = settings.width, settings.image_size // settings.patch_size
-        stages = settings.patch_size.bit_length() - 1
-        channels = [6, settings.stem, *[settings.width] * (stages - 1)]
-        layers: list[nn.Module] = []
-        for before, after in zip(channels, channels[1:]):
-            # Batch norm, since it keeps what norms over a picture take away: how bright this picture is, compared with others.
-            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.GELU()]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(self.width, self.width, 1)).to(memory_format=torch.channels_last)  # faster on a CPU
+        self.cells, stem = settings.patch_size // CELL, settings.stem
+        # Batch norms, since they keep what norms over a frame take away: how bright this frame is, compared with others.
+        self.detail = nn.Sequential(
+            nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.GELU(),
+            nn.Conv2d(stem, 2 * stem, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * stem), nn.GELU(), nn.AvgPool2d(self.cells),
+        ).to(memory_format=torch.channels_last)  # twice as fast on a CPU  # fmt: skip
+        features = 3 * self.cells**2 + 2 * stem
+        self.norm, self.tokens = nn.BatchNorm2d(features), nn.Conv2d(features, settings.width, 1)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         frames = video.flatten(0, 1)
-        shown = torch.cat([COLOUR_GAIN * frames, RESIDUAL_GAIN * neighbour_residual(frames)], dim=1)
-        tokens = self.layers(shown.contiguous(memory_format=torch.channels_last))
+        coarse = F.pixel_unshuffle(F.avg_pool2d(frames, CELL), self.cells)  # (B*T, 3 * cells^2, G, G)
+        residual = RESIDUAL_GAIN * neighbour_residual(frames)
+        detail = self.detail(residual.contiguous(memory_format=torch.channels_last))  # (B*T, 2 * stem, G, G)
+        tokens = self.tokens(self.norm(torch.cat([coarse, detail], dim=1)))
         tokens = tokens.permute(0, 2, 3, 1).unflatten(0, video.shape[:2])
         return tokens, tokens.mean((1, 2, 3))
 
