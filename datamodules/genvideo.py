@@ -214,6 +214,8 @@ class GenVideo(L.LightningDataModule):
         for name, share in (("train_edge_crop", train_edge_crop), ("eval_edge_crop", eval_edge_crop)):
             if not 0 <= share < 0.5:
                 raise UserError(f"data.{name}: {share} is cut off both ends; use a share from 0 to below 0.5.")
+        # Not from hparams: from the command line those are plain values, also where the argument is an object.
+        self.augmentation = TrainAugmentation() if augment is True else augment or None
         self.splits: dict[str, Clips] = {}
         self.index: dict[str, Clips] = {}
 
@@ -347,7 +349,7 @@ class GenVideo(L.LightningDataModule):
             crop[:] = h.eval_edge_crop
         if training:
             crop[["youku" in name.lower() for name in clips.id.tolist()]] = h.train_edge_crop
-        augmentation = (TrainAugmentation() if h.augment is True else h.augment or None) if training else None
+        augmentation = self.augmentation if training else None
         return ClipDataset(clips, h.num_frames, h.image_size, crop, h.seed, augmentation, training, h.fps, h.decoder)
 
     def train_dataloader(self) -> TrainLoader:

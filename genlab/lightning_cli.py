@@ -36,7 +36,7 @@ QUIET = (  # Lightning's advice on what is decided here on purpose
     ".*does not have many workers.*",
     ".*The number of training batches.*",
     ".*args parameter is intended to run from within Python.*",
-    ".*modules in eval mode at the start of training.*",
+    ".*in eval mode at the start of training.*",
     ".*exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*callbacks used to create the checkpoint need to be provided.*",

@@ -45,6 +45,10 @@ class Method(L.LightningModule):
             self.get_submodule(name).eval()
         return self
 
+    def on_fit_start(self) -> None:
+        """``from_pretrained`` hands out networks in eval mode, and Lightning would leave them so."""
+        self.train()
+
     def log_losses(self, losses: Mapping[str, Tensor], batch_size: int) -> Tensor:
         """Logs ``train/loss`` and, for every other name, ``train/loss_<term>``; returns ``losses["loss"]``."""
         names = {name: "train/loss" if name == "loss" else f"train/loss_{name}" for name in losses}
