@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from genlab import __version__
 from genlab.config import Composed, check, compose, explain, interpolate
 from genlab.errors import MissingPath, UserError
@@ -172,6 +174,9 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
         raise UserError(explain(problems))
     run = RunFolder(Path(str(interpolate(composed.config["trainer"]["default_root_dir"], composed))))
     checkpoint = find_checkpoint(verb, composed, run)
+    if verb == "fit" and checkpoint == run.last_checkpoint and is_finished(run, composed):
+        print(f"{run.path} is finished; nothing to do. Raise trainer.max_epochs to train on, or test it: python -m genlab test ...")
+        return 0
 
     from genlab.lightning_cli import run_verb
 
@@ -201,6 +206,15 @@ def run_settings(composed: Composed, first: Path) -> RunSettings:
         if Path(group[key]).is_absolute() or ".." in Path(group[key]).parts:
             raise UserError(f"run.{key}: {group[key]!r} leads out of run.root; give a plain name.")
     return RunSettings(**group)
+
+
+def is_finished(run: RunFolder, composed: Composed) -> bool:
+    """Whether the run ended by itself, and nobody asks for more than it was asked for then."""
+    saved = run.path / "config.yaml"
+    if run.record.get("state") != "finished" or not saved.is_file():
+        return False
+    before = yaml.safe_load(saved.read_text()).get("trainer") or {}
+    return all(before.get(key) == composed.get(f"trainer.{key}", before.get(key)) for key in ("max_epochs", "max_steps", "max_time"))
 
 
 def experiment_name(config: Path) -> str:

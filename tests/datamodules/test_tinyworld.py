@@ -101,11 +101,11 @@ def test_look_belongs_to_its_version() -> None:
 
 
 LOOKS = {  # version -> mean brightness of the four quarters of four pictures
-    1: {
+    2: {
         ("A", "one"): [154, 153, 155, 153],
         ("A", "two"): [169, 178, 175, 173],
-        ("B", "one"): [195, 148, 167, 187],
-        ("B", "two"): [177, 171, 151, 204],
+        ("B", "one"): [195, 149, 167, 187],
+        ("B", "two"): [174, 171, 151, 204],
     }
 }
 
@@ -238,7 +238,7 @@ def test_single_frame_does_not_tell(name: str) -> None:
 
 
 def test_kinds_of_the_test_are_not_in_training() -> None:
-    assert len(TRAIN) >= 4 and len(TEST) >= 6 and not TRAIN.keys() & TEST.keys()
+    assert len(TRAIN) >= 6 and len(TEST) >= 6 and not TRAIN.keys() & TEST.keys()
     for name, generator in GENERATORS.items():
         assert generator.__doc__ and "Breaks:" in generator.__doc__, name
         assert (name in TIME_ONLY) == ("Time only" in generator.__doc__), name
@@ -428,7 +428,7 @@ def test_default_dataset_is_quick_and_only_the_artefact_tells(tmp_path: Path, mo
         assert abs(size - 0.5) < 0.2, "smoothed clips are smaller files, the others are not"
     with capsys.disabled():
         print("\n" + "\n".join(lines))
-    assert seconds < 120, "20 s on two free cores"
+    assert seconds < 180, "35 s on two free cores"
 
 
 # ---- extracted frames and lists
@@ -451,8 +451,8 @@ def test_frames_layout_is_what_the_official_lists_say(tmp_path: Path) -> None:
             assert row["content_path"].startswith("fake/" if row["label"] == "1" else "real/")
             assert row["content_path"] not in seen, "no clip in two lists"
             seen.add(row["content_path"])
-    first = next((tmp_path / "fake/jumping").iterdir())
-    frames = render_clip(clip_scene(0, "test", "jumping", int(first.name[-5:])), "jumping")
+    first = next((tmp_path / "fake/seams").iterdir())
+    frames = render_clip(clip_scene(0, "test", "seams", int(first.name[-5:])), "seams")
     assert np.abs(np.asarray(Image.open(first / "3.jpg"), float) - frames[4]).mean() < 6, "frame 3 shows second 0.5"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from genlab.files import read_csv
 from tests.system.programs import run, tiny_fit
+from tests.test_reports import BROWSER, needs_browser, references_nothing_outside
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -64,6 +66,18 @@ def test_a_fit_leaves_everything_behind(trained: Path) -> None:
     assert sheet.std() > 20, "something is to be seen"
     checkpoint = torch.load(folder / "checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["method"] == "genlab.methods.demamba.DeMamba" and len(checkpoint["validation_scores"]) > 0
+
+
+@needs_browser
+def test_the_report_opens_without_a_network(trained: Path) -> None:
+    page = trained / RUN / "report.html"
+    assert references_nothing_outside(page.read_text("utf-8"))
+    shot = trained / "report.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    more = [f"--user-data-dir={trained / 'browser'}", "--enable-logging=stderr", "--window-size=1000,1400", f"--screenshot={shot}"]
+    ran = subprocess.run([str(BROWSER), *flags, *more, page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in ran.stderr, "no errors or refused loads in the page's console"
+    assert np.asarray(Image.open(shot).convert("L")).std() > 10, "the page is not blank"
 
 
 def test_the_saved_config_is_the_run(trained: Path) -> None:

@@ -106,6 +106,16 @@ def test_changed_settings_win_and_are_said(tiny_genvideo: Path, tmp_path: Path) 
     assert group["initial_lr"] == 0.002 and checkpoint["lr_schedulers"][0]["base_lrs"][0] == 0.002
 
 
+def test_a_finished_run_is_left_alone(tiny_genvideo: Path, tmp_path: Path) -> None:
+    arguments = tiny_fit(tiny_genvideo, "--trainer.limit_train_batches=2", "--ckpt_path=last")
+    run(*arguments, "--trainer.max_epochs=1", cwd=tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")}
+    assert "is finished; nothing to do" in run(*arguments, "--trainer.max_epochs=1", cwd=tmp_path)
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")}
+    run(*arguments, "--trainer.max_epochs=2", cwd=tmp_path)
+    assert load(tmp_path / "runs/tiny/demamba/seed1")["global_step"] == 4
+
+
 def test_a_second_fit_is_refused_with_both_ways_out(tiny_genvideo: Path, tmp_path: Path) -> None:
     arguments = tiny_fit(tiny_genvideo, "--trainer.max_epochs=1", "--trainer.limit_train_batches=2")
     run(*arguments, cwd=tmp_path)
