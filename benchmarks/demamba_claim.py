@@ -113,14 +113,17 @@ def report(out: Path, seeds: list[int]) -> str:
     mean, spread = statistics.fmean(gains), statistics.stdev(gains) if len(gains) > 1 else float("nan")
     half = STUDENT_T.get(len(gains), 1.96) * spread / len(gains) ** 0.5
     low, high = bootstrap(pairs)
-    seconds = {head: [json.loads((folder / "results.json").read_text()).get("wall_time", "") for folder in runs] for head, runs in folders.items()}
+    seconds = {
+        head: ", ".join(f"{json.loads((folder / 'results.json').read_text())['wall_seconds']:.0f}" for folder in runs)
+        for head, runs in folders.items()
+    }
     lines = [
         "# Tiny world: head `demamba` against head `pool` on kinds of artefact never met in training", "",
         *table("held-out generator", test), "",
-        f"Mean AP of demamba less that of pool: **{mean:+.3f}** over {len(gains)} seeds ({', '.join(f'{gain:+.3f}' for gain in gains)}); "
-        f"95 % interval {mean - half:+.3f} to {mean + half:+.3f} (t over seeds), {low:+.3f} to {high:+.3f} (bootstrap over seeds and clips).", "",
+        f"Mean AP of demamba less that of pool: **{mean:+.3f}**; by seed {', '.join(f'{gain:+.3f}' for gain in gains)}; "
+        f"95 % interval {mean - half:+.3f} to {mean + half:+.3f} (t over seeds), {low:+.3f} to {high:+.3f} (bootstrap).", "",
         *table("training generator (validation clips)", val), "",
-        f"Real test clips: {len(test['pool'][0]['Real'])}. Wall time of the fits: {seconds}.", "",
+        f"Real test clips: {len(test['pool'][0]['Real'])}. Seconds of each fit: {seconds}.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -160,7 +160,8 @@ def write_report(
     report.keyvalues({key: str(value) for key, value in facts.items() if value not in ("", None, {})})
     for name, table in tables.items():
         report.table(table, caption=name)
-    scored = [row for row in rows if row["status"] == "ok" and str(row["label"]) in ("0", "1")]
+    first = next((row.get("set") for row in rows), None)  # of several sets the first, the clean one, is plotted
+    scored = [row for row in rows if row["status"] == "ok" and str(row["label"]) in ("0", "1") and row.get("set") == first]
     if len({row["label"] for row in scored}) == 2:
         columns = [row["score"] for row in scored], [int(row["label"]) for row in scored], [str(row.get("generator", "")) for row in scored]
         threshold = float(scored[0].get("threshold", 0.5))

@@ -102,7 +102,7 @@ class LastCheckpoint(Checkpoint):
     def _start_evaluation(self, trainer: Trainer, batches: list[int | float]) -> None:
         self._listen()
         # Without padding ranks may differ by a batch; they may only ask each other while all are at it.
-        mine = torch.tensor(float(sum(batches)), device=trainer.strategy.root_device)
+        mine = torch.tensor(float(min(batches, default=0)), device=trainer.strategy.root_device)
         self._common_batches = int(-float(trainer.strategy.reduce(-mine, reduce_op="max"))) if trainer.world_size > 1 else int(mine)
 
     def _poll(self, trainer: Trainer, batch_idx: int) -> None:

@@ -10,144 +10,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import lightning as L
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodules import genvideo_checks
 from datamodules.checks import CheckReport, Item
+from datamodules.clip_dataset import ClipDataset, ClipSettings, Windows, collate
+from datamodules.degradations import Degradation
+from datamodules.frame_cache import FrameCache, FrameCacheSettings
 from datamodules.genvideo_index import Clips, cached_scan, make_clips, read_list
-from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
+from datamodules.sampling import EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
-from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainAugmentation, edge_crop, normalise, resize
-from datamodules.video import Decoder, UnreadableVideo, extracted_indices, is_video, open_video, sample_window
+from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainAugmentation, normalise
+from datamodules.video import Decoder, is_video
 from genlab.batches import VideoBatch
 from genlab.errors import MissingPath, UserError
-from genlab.training.randomness import fold_key, keyed_rng
+from genlab.training.randomness import fold_key
 
 log = logging.getLogger(__name__)
 
-NO_EDGE_CROP = 0.0
-
-
-class ClipDataset(Dataset[dict[str, Any]]):
-    """Clips of consecutive extracted frames, as uint8.
-
-    Args:
-        clips: The videos.
-        num_frames: T.
-        image_size: H = W after resizing; the aspect is not kept (paper).
-        edge_crop: Share cut off at both ends of the longer side; per clip, (N,).
-        seed: Keys window and augmentation.
-        augmentation: For training; ``None`` gives the centred window, unchanged.
-        training: Random window, and a substitute for what cannot be read.
-        fps: Frames per second of the extraction; ``None`` is the official rule by duration.
-        decoder: See :func:`datamodules.video.open_video`.
-    """
-
-    def __init__(
-        self,
-        clips: Clips,
-        num_frames: int,
-        image_size: int,
-        edge_crop: np.ndarray,
-        seed: int,
-        augmentation: TrainAugmentation | None = None,
-        training: bool = False,
-        fps: float | None = None,
-        decoder: Decoder = "auto",
-    ) -> None:
-        self.clips, self.num_frames, self.image_size, self.edge_crop, self.seed = clips, num_frames, image_size, edge_crop, seed
-        self.augmentation, self.training, self.fps, self.decoder = augmentation, training, fps, decoder
-        self._warned: set[Path] = set()
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        clips, index = self.clips, draw.index
-        candidates = [index]
-        if self.training:  # the next readable clip of the same class, by id: the same on every machine
-            same = np.flatnonzero(clips.label == clips.label[index])
-            candidates = np.roll(same, -int(np.searchsorted(same, index))).tolist()
-        for candidate in candidates:
-            try:
-                pixels = self._pixels(candidate, draw)
-            except UnreadableVideo as error:
-                self._warn(error)
-                continue
-            return self._sample(index if not self.training else candidate, pixels, substituted=candidate != index)
-        if self.training:
-            raise UserError(f"data.root: not one of the {len(candidates)} training clips of label {clips.label[index]} can be read.")
-        return self._sample(index, None)
-
-    def _warn(self, error: UnreadableVideo) -> None:
-        if error.path not in self._warned:  # once a file and process
-            self._warned.add(error.path)
-            log.warning("unreadable, %s: %s", "another clip of its class takes its place" if self.training else "not scored", error)
-
-    def _sample(self, index: int, pixels: Tensor | None, substituted: bool = False) -> dict[str, Any]:
-        clips, size = self.clips, self.image_size
-        video = torch.zeros(self.num_frames, 3, size, size, dtype=torch.uint8)
-        if pixels is not None:
-            video[: len(pixels)] = pixels
-        return {
-            "video": video,
-            "num_frames": 0 if pixels is None else len(pixels),
-            "label": int(clips.label[index]),
-            "generator": str(clips.generator[index]),
-            "id": str(clips.id[index]),
-            "index": index,
-            "readable": pixels is not None,
-            "substituted": substituted,
-        }
-
-    def _pixels(self, index: int, draw: Draw) -> Tensor:
-        """(t, 3, S, S) uint8 with t <= T, since short clips have fewer frames."""
-        name = str(self.clips.id[index])
-        rng = keyed_rng(self.seed, "clip", draw.epoch, name, draw.occurrence) if self.training else None
-        path = self.clips.root / name
-        frames = self._video_frames(path, rng) if self.clips.first[index] < 0 else self._frame_files(path, index, rng)
-        video = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        video = resize(edge_crop(video, float(self.edge_crop[index])), self.image_size)
-        return self.augmentation(video, rng) if self.augmentation is not None and rng is not None else video
-
-    def _video_frames(self, path: Path, rng: np.random.Generator | None) -> np.ndarray:
-        with open_video(path, self.decoder) as video:
-            extracted = extracted_indices(video.timestamps, video.duration, self.fps)
-            return video.frames(extracted[sample_window(len(extracted), self.num_frames, rng)])
-
-    def _frame_files(self, folder: Path, index: int, rng: np.random.Generator | None) -> np.ndarray:
-        first, count = int(self.clips.first[index]), int(self.clips.size[index])
-        if count <= 0:
-            raise UnreadableVideo(folder, "the list names no frames of it")
-        frames: list[np.ndarray] = []
-        for k in sample_window(count, self.num_frames, rng):
-            # As the official loader: in place of a missing or broken frame the next one, at the end the one before; but only once round.
-            order = [*range(int(k), count), *range(int(k) - 1, -1, -1)]
-            found = next((frame for i in order if (frame := _read_frame(folder, first + i)) is not None), None)
-            if found is None:
-                raise UnreadableVideo(folder, f"none of its {count} frames can be read")
-            frames.append(found)
-        shape = frames[0].shape
-        return np.stack([f if f.shape == shape else np.asarray(Image.fromarray(f).resize((shape[1], shape[0]))) for f in frames])
-
-
-def _read_frame(folder: Path, number: int) -> np.ndarray | None:
-    for suffix in ("jpg", "jpeg", "png", "JPG"):
-        path = folder / f"{number}.{suffix}"
-        if path.is_file():
-            try:
-                with Image.open(path) as image:
-                    return np.asarray(image.convert("RGB"))
-            except (OSError, SyntaxError) as error:  # PIL's ways to say that a picture is broken
-                log.debug("%s: %s", path, error)
-    return None
+CLEAN = "clean"
 
 
 class GenVideo(L.LightningDataModule):
@@ -167,6 +53,11 @@ class GenVideo(L.LightningDataModule):
         fps: Extracted frames per second; left out, the official rule: 2, or ceil(8 / duration) for clips under 4 s.
         train_edge_crop: Share cut off both ends of the longer side of real Youku clips in training (official code: 0.15).
         eval_edge_crop: Likewise of every clip in evaluation (official code: 0.10).
+        eval_clips: Clips of a video in validation and test, evenly spaced; their logits are averaged. Paper: 1.
+        predict_clips: Likewise for the user's own videos: a number, or ``all``, side by side over the whole video.
+        degradations: In ``test``, measure on clean clips and on clips degraded in each of these ways (paper, Table 6); ``[all]`` is all
+            eight. A degradation is drawn per video, the same for every model.
+        degradation_mode: ``clip``, constant over a clip, or ``official``, drawn as the released code does.
         augment: The paper's training augmentation, another one, or ``false`` for unchanged frames.
         mean: Of the normalisation, RGB. Official code: ImageNet's, for CLIP backbones too.
         std: Likewise.
@@ -175,6 +66,12 @@ class GenVideo(L.LightningDataModule):
         eval_batch_size: Clips per device in evaluation.
         num_workers: Decoding processes per device.
         decoder: ``auto`` (decord, then PyAV), ``decord`` or ``pyav``.
+        frame_cache: ``none`` decodes the videos in every epoch; ``jpeg`` and ``webdataset`` extract all frames once, before the fit, and
+            read JPEGs of quality 95 afterwards: many times faster, for up to a few MB a clip. ``jpeg`` makes a file per clip,
+            ``webdataset`` shards of 1 GB, which network file systems prefer.
+        frame_cache_dir: Folder of these frames; left out, ``$GENLAB_CACHE/frames/<fingerprint>``.
+        frame_cache_size: Short side in pixels that larger frames are reduced to in there, to save space; left out, full size. Costs
+            fine traces: see :mod:`datamodules.frame_cache`.
         seed: Keys order, windows and augmentation.
         predict_paths: Videos, and folders of videos, for ``predict``; the command line's positional arguments.
     """
@@ -195,6 +92,10 @@ class GenVideo(L.LightningDataModule):
         fps: float | None = None,
         train_edge_crop: float = 0.15,
         eval_edge_crop: float = 0.10,
+        eval_clips: int = 1,
+        predict_clips: Windows = 1,
+        degradations: list[Degradation | Literal["all"]] | None = None,
+        degradation_mode: Literal["clip", "official"] = "clip",
         augment: bool | TrainAugmentation = True,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -203,19 +104,24 @@ class GenVideo(L.LightningDataModule):
         eval_batch_size: int = 16,
         num_workers: int = 8,
         decoder: Decoder = "auto",
+        frame_cache: Literal["none", "jpeg", "webdataset"] = "none",
+        frame_cache_dir: str | None = None,
+        frame_cache_size: int | None = None,
         seed: int = 0,
         predict_paths: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        for name, low, value in (("num_frames", 1, num_frames), ("batch_size", 1, batch_size), ("eval_batch_size", 1, eval_batch_size)):
-            if value < low:
-                raise UserError(f"data.{name}: {value} is too small; use {low} or more.")
+        sizes = {"num_frames": num_frames, "batch_size": batch_size, "eval_batch_size": eval_batch_size, "eval_clips": eval_clips}
+        for name, value in (sizes | ({"predict_clips": predict_clips} if predict_clips != "all" else {})).items():
+            if int(value) < 1:
+                raise UserError(f"data.{name}: {value} is too small; use 1 or more.")
         for name, share in (("train_edge_crop", train_edge_crop), ("eval_edge_crop", eval_edge_crop)):
             if not 0 <= share < 0.5:
                 raise UserError(f"data.{name}: {share} is cut off both ends; use a share from 0 to below 0.5.")
         # Not from hparams: from the command line those are plain values, also where the argument is an object.
         self.augmentation = TrainAugmentation() if augment is True else augment or None
+        self.cache_settings = FrameCacheSettings(frame_cache, fps, frame_cache_size) if frame_cache != "none" else None
         self.splits: dict[str, Clips] = {}
         self.index: dict[str, Clips] = {}
 
@@ -243,9 +149,22 @@ class GenVideo(L.LightningDataModule):
         counts = {f"n_{name}": {"fake": int(c.label.sum()), "real": int((c.label == 0).sum())} for name, c in self.splits.items()}
         return (
             {name: h[name] for name in names}
-            | {"training": trained, "clips_per_video": 1, "tiny_world": h.root.startswith("tiny:") and "predict" not in self.splits}
+            | {"frames": self.cache_settings.description if self.cache_settings else "decoded"}
+            | {
+                "training": trained,
+                "clips_per_video": h.eval_clips,
+                "degradations": self.test_sets,
+                "tiny_world": h.root.startswith("tiny:") and "predict" not in self.splits,
+            }
             | counts
         )
+
+    @property
+    def test_sets(self) -> list[str] | None:
+        """What ``test`` measures one after the other: ``clean`` and the degradations; ``None`` where only clean clips are asked for."""
+        asked = list(self.hparams.degradations or [])
+        names = list(get_args(Degradation)) if "all" in asked else asked
+        return [CLEAN, *names] if names else None
 
     def prepare_data(self) -> None:
         """Writes the tiny dataset if that is what ``root`` names, and looks the list through (rank zero)."""
@@ -256,6 +175,27 @@ class GenVideo(L.LightningDataModule):
             raise UserError("\n".join(report.errors))
         for line in report.warnings:
             log.warning("data check: %s", line)
+        self._fill_frame_cache()
+
+    def open_frame_cache(self) -> FrameCache | None:
+        """The extracted frames of this dataset, where ``frame_cache`` asks for them."""
+        folder = self.hparams.frame_cache_dir
+        return FrameCache(self.root, self.cache_settings, Path(folder) if folder else None) if self.cache_settings else None
+
+    def _fill_frame_cache(self) -> None:
+        """Extracts what the coming stage reads."""
+        if (cache := self.open_frame_cache()) is None:
+            return
+        stage = str(self.trainer.state.fn.value) if self.trainer is not None and self.trainer.state.fn else "fit"
+        self.setup(stage)
+        names = {"validate": ["val"], "test": ["test"]}.get(stage, ["train", "val"])
+        parts = [self.splits[name] for name in names]
+        rows = [row for clips in parts for row in zip(clips.id, clips.label, clips.generator, clips.split, clips.size, clips.first)]
+        report = cache.build(make_clips(self.root, rows))
+        log.info("frame cache: %d clips extracted now, %d in all, in %s", report.built, report.stored, cache.folder)
+        if report.unreadable:
+            named = "; ".join(f"{name} ({why})" for name, why in list(report.unreadable.items())[:5])
+            log.warning("frame cache: %d clips cannot be read: %s", len(report.unreadable), named)
 
     def check(self, level: Literal["quick", "full"], workers: int | None = None) -> CheckReport:
         """Looks the dataset through: ``quick``, the lists and a sample of the clips; ``full``, every clip.
@@ -341,16 +281,16 @@ class GenVideo(L.LightningDataModule):
             raise UserError(f"data.{split}_generators: no {split} clips of {', '.join(wrong)}; there are {', '.join(clips.generators)}.")
         return clips.where((clips.label == 0) | np.isin(clips.generator, list(names)))
 
-    def dataset(self, split: str) -> ClipDataset:
-        """The clips of a split that is set up."""
+    def dataset(self, split: str, degradation: Degradation | None = None) -> ClipDataset:
+        """The clips of a split that is set up, degraded or not."""
         h, clips, training = self.hparams, self.splits[split], split == "train"
-        crop = np.full(len(clips), h.eval_edge_crop if split in ("val", "test") else NO_EDGE_CROP)
-        if split == "predict":
-            crop[:] = h.eval_edge_crop
+        crop = np.full(len(clips), 0.0 if training else h.eval_edge_crop)
         if training:
             crop[["youku" in name.lower() for name in clips.id.tolist()]] = h.train_edge_crop
-        augmentation = self.augmentation if training else None
-        return ClipDataset(clips, h.num_frames, h.image_size, crop, h.seed, augmentation, training, h.fps, h.decoder)
+        windows = h.predict_clips if split == "predict" else h.eval_clips
+        settings = ClipSettings(h.num_frames, h.image_size, h.seed, h.fps, h.decoder, windows, degradation, h.degradation_mode)
+        cache = self.open_frame_cache() if split != "predict" else None  # the user's own files are read once
+        return ClipDataset(clips, settings, crop, training, self.augmentation if training else None, cache)
 
     def train_dataloader(self) -> TrainLoader:
         clips = self.splits["train"]
@@ -365,14 +305,16 @@ class GenVideo(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("val")
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("test")
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        if self.test_sets is None:
+            return self._eval_loader("test")
+        return [self._eval_loader("test", None if name == CLEAN else cast(Degradation, name)) for name in self.test_sets]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("predict")
 
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        dataset = self.dataset(split)
+    def _eval_loader(self, split: str, degradation: Degradation | None = None) -> DataLoader[Any]:
+        dataset = self.dataset(split, degradation)
         sampler = EvalSampler(len(dataset), *self._ranks())
         # By name: Lightning makes the loader of a prediction anew from its arguments.
         size = self.hparams.eval_batch_size
@@ -380,7 +322,7 @@ class GenVideo(L.LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         workers = self.hparams.num_workers
-        return {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "persistent_workers": False}
+        return {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "collate_fn": collate}
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -9,19 +9,26 @@ from torch import Tensor
 
 
 class VideoBatch(TypedDict):
-    """Clips with a label. ``on_after_batch_transfer`` of the datamodule turns ``video`` from uint8 into normalised float32."""
+    """Clips with a label. ``on_after_batch_transfer`` of the datamodule turns ``video`` from uint8 into normalised float32.
+
+    B videos give W >= B clips: one each in training; in evaluation a video may have several windows, which lie together.
+    """
 
     video: Tensor
-    """(B, T, 3, H, W): uint8 0..255 RGB from the loader, float32 normalised on the device. Frames from ``num_frames[b]`` on are zero
+    """(W, T, 3, H, W): uint8 0..255 RGB from the loader, float32 normalised on the device. Frames from ``num_frames[w]`` on are zero
     after normalisation."""
     num_frames: Tensor
-    """(B,) int64, how many of the T frames are real."""
+    """(W,) int64, how many of the T frames are real."""
+    windows: Tensor
+    """(B,) int64, clips of each video; sums to W."""
+    start: Tensor
+    """(W,) float64, when the clip begins in its video, in seconds; NaN where that is not known."""
     pixels: NotRequired[Tensor]
-    """(B, T, 3, H, W) uint8, what ``video`` was before normalisation; on the device only, for pictures."""
+    """(W, T, 3, H, W) uint8, what ``video`` was before normalisation; on the device only, for pictures."""
     label: Tensor
     """(B,) int64, 1 = what the paper detects (DeMamba: 1 = fake)."""
     generator: list[str]
-    """Who made the clip; ``real`` for label 0."""
+    """Who made the video; ``real`` for label 0."""
     id: list[str]
     """Names the sample within its dataset: the path below the root, with forward slashes."""
     index: Tensor

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
@@ -154,6 +155,14 @@ class GenLabCLI(LightningCLI):
             log.info("checkpoint: %s", self.checkpoint)
 
     def fit(self, model: LightningModule, **options: Any) -> None:
+        if self.checkpoint is not None and "optimizer_states" not in (
+            held := torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+        ):
+            log.info("%s holds weights alone: training starts from them, at step 0", self.checkpoint)
+            model.configure_model()
+            model.on_load_checkpoint(held)
+            model.load_state_dict(held["state_dict"], strict=False)  # on_load_checkpoint has looked for what is missing
+            self.checkpoint = None
         self._guarded(self.trainer.fit, model, datamodule=options.get("datamodule"))
 
     def validate(self, model: LightningModule, **options: Any) -> None:

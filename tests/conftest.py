@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def tiny_genvideo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A very small GenVideo in its real layout: 4 training generators x 12 clips, 8 test generators x 4, as many reals."""
+    """A very small GenVideo in its real layout: 6 training generators x 12 clips, 6 test generators x 4, and reals."""
     from datamodules.tinyworld import make
 
     return make("genvideo", tmp_path_factory.mktemp("genvideo") / "GenVideo", progress=False, train_clips=12, test_clips=4)

@@ -5,9 +5,9 @@ docstring says which statistic breaks and whether a single frame gives it away. 
 is distributed as in real clips (the same quantity is there, but steady), so nothing but a comparison of frames can tell.
 
 Detectors are trained on the six of TRAIN and tested on the six of TEST, whose kinds they have never met. Each of these has a distant
-relative among the six, as in GenVideo: light that wanders instead of jumping (colour_drift, flicker), detail that swims or sticks instead
-of being redrawn (wobble, frozen_noise, boiling), identity that is lost slowly (morphing, popping), motion that is smeared (ghosting, smoothing
-and jumping), a grid of another period (seams, checkerboard).
+relative among the six, as in GenVideo: light that wanders instead of jumping (colour_drift, flicker), detail that swims or sticks
+instead of being redrawn (wobble, frozen_noise, boiling), identity that is lost slowly (morphing, popping), motion that is smeared
+(ghosting, smoothing and jumping), a grid of another period (seams, checkerboard).
 """
 
 from __future__ import annotations

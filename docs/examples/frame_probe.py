@@ -1,4 +1,4 @@
-"""Frame probe: real or generated from the mean colour statistics of frames, with a consistency loss. An example, not a paper; label 1 = fake."""
+"""Frame probe: real or generated, from pooled frame features. An example, not a paper; label 1 = fake."""
 
 from __future__ import annotations
 

@@ -219,7 +219,15 @@ class DeMamba(Method):
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
         logits = self(batch["video"])
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"].float())
-        self.log("train/unreadable", batch["substituted"].float().sum(), on_step=False, on_epoch=True, reduce_fx="sum", batch_size=1)
+        self.log(
+            "train/unreadable",
+            batch["substituted"].float().sum(),
+            on_step=False,
+            on_epoch=True,
+            reduce_fx="sum",
+            sync_dist=True,
+            batch_size=1,
+        )
         return self.log_losses({"loss": loss}, batch_size=len(logits))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -237,20 +245,25 @@ class DeMamba(Method):
     # Evaluation: recall, F1, AP and AUROC per generator against all reals, and their means (Sec. 5.2).
 
     def _start(self, stage: str) -> None:
-        names = getattr(getattr(self.trainer, "datamodule", None), "generators", None)
-        if names is None:
-            raise UserError(
-                "data: per-generator metrics need a datamodule with an attribute `generators`, such as datamodules.genvideo.GenVideo."
-            )
-        metric = GeneratorMetrics(names[stage], threshold=self.decision_threshold(), f1_official=self.hparams.f1_official)
-        self.metrics[stage] = metric.to(self.device)
+        generators = getattr(getattr(self.trainer, "datamodule", None), "generators", None)
+        if generators is None:
+            raise UserError("data: metrics per generator need a datamodule with `generators`, such as datamodules.genvideo.GenVideo.")
+        for name in self._sets(stage):
+            metric = GeneratorMetrics(generators[stage], threshold=self.decision_threshold(), f1_official=self.hparams.f1_official)
+            self.metrics[name] = metric.to(self.device)
 
-    def _metric(self, stage: str) -> GeneratorMetrics:
-        return cast(GeneratorMetrics, self.metrics[stage])
+    def _sets(self, stage: str) -> list[str]:
+        """Prefixes of the stage's metrics: the stage, or ``test/<degradation>`` where the datamodule tests several."""
+        degradations = getattr(getattr(self.trainer, "datamodule", None), "test_sets", None) if stage == "test" else None
+        return [f"test/{name}" for name in degradations] if degradations else [stage]
+
+    def _metric(self, name: str) -> GeneratorMetrics:
+        return cast(GeneratorMetrics, self.metrics[name])
 
     def _finish(self, stage: str) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self._metric(stage).compute().items()})
-        self._metric(stage).reset()
+        for name in self._sets(stage):
+            self.log_dict({f"{name}/{key}": value for key, value in self._metric(name).compute().items()})
+            self._metric(name).reset()
 
     def on_validation_start(self) -> None:
         self._start("val")
@@ -264,8 +277,8 @@ class DeMamba(Method):
         self.val_real_scores.update(scores[batch["readable"] & (batch["label"] == 0)])
         return out
 
-    def test_step(self, batch: VideoBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, "test", pictures=batch_idx == 0)[0]
+    def test_step(self, batch: VideoBatch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
+        return self._evaluate(batch, self._sets("test")[dataloader_idx], pictures=batch_idx == 0)[0]
 
     def predict_step(self, batch: VideoBatch, batch_idx: int) -> Evaluated:
         return self._evaluate(batch, None, pictures=True)[0]
@@ -277,25 +290,37 @@ class DeMamba(Method):
     def on_test_epoch_end(self) -> None:
         self._finish("test")
 
-    def _evaluate(self, batch: VideoBatch, stage: str | None, pictures: bool) -> tuple[Evaluated, Tensor]:
-        tokens, global_vector = self.features(batch["video"])
+    def _evaluate(self, batch: VideoBatch, measured: str | None, pictures: bool) -> tuple[Evaluated, Tensor]:
+        """Scores a batch: the logit of a video is the mean over its windows."""
         assert self.head is not None
-        logits = self.head(tokens, global_vector).float()
-        scores, readable = logits.double().sigmoid(), batch["readable"]
-        if stage is not None:
+        tokens, global_vector = self.features(batch["video"])
+        windows = self.head(tokens, global_vector).double().split(batch["windows"].tolist())
+        scores, readable = torch.stack([logits.mean() for logits in windows]).sigmoid(), batch["readable"]
+        if measured is not None:
             generators = [name for name, ok in zip(batch["generator"], readable.tolist()) if ok]
-            self._metric(stage).update(scores[readable], batch["label"][readable], generators, batch["index"][readable])
-        threshold, rows = self.decision_threshold(), []
+            self._metric(measured).update(scores[readable], batch["label"][readable], generators, batch["index"][readable])
+        threshold, rows, shown, first = self.decision_threshold(), [], [], 0
         for i, (score, ok) in enumerate(zip(scores.tolist(), readable.tolist())):
-            row = {"id": batch["id"][i], "label": int(batch["label"][i]) if stage else "", "score": score if ok else ""}
+            row = {"id": batch["id"][i], "label": int(batch["label"][i]) if measured else "", "score": score if ok else ""}
             row |= {"status": "ok" if ok else "unreadable", "generator": batch["generator"][i]}
-            rows.append(row | {"called": ("fake" if score > threshold else "real") if ok else "", "threshold": threshold})
+            row |= {"called": ("fake" if score > threshold else "real") if ok else "", "threshold": threshold}
+            if measured and "/" in measured:
+                row["set"] = measured.split("/")[1]
+            strongest = int(windows[i].argmax())  # the window that speaks loudest for "generated"
+            if len(windows[i]) > 1:
+                row |= {"windows": len(windows[i]), "max_score": float(windows[i].max().sigmoid())}
+                row["max_at_seconds"] = round(float(batch["start"][first + strongest]), 3)
+            rows.append(row)
+            shown.append(first + strongest)
+            first += len(windows[i])
         out: Evaluated = {"rows": rows}
         if pictures:
-            out["strips"] = self._strips(batch, tokens, global_vector, rows)
+            out["strips"] = self._strips(batch, tokens[shown], global_vector[shown], rows, shown)
         return out, scores
 
-    def _strips(self, batch: VideoBatch, tokens: Tensor, global_vector: Tensor, rows: list[dict[str, Any]]) -> list[Strip]:
+    def _strips(
+        self, batch: VideoBatch, tokens: Tensor, global_vector: Tensor, rows: list[dict[str, Any]], windows: list[int]
+    ) -> list[Strip]:
         heat: list[np.ndarray | None] = [None] * len(rows)
         if isinstance(self.head, DeMambaHead):
             evidence = self.head.evidence(tokens, global_vector).float()
@@ -303,13 +328,12 @@ class DeMamba(Method):
                 evidence = F.avg_pool2d(evidence, self.hparams.zone_size)
             heat = list(evidence.cpu().numpy())
         strips: list[Strip] = []
-        for i, row in enumerate(rows):
+        for row, window, each in zip(rows, windows, heat):
             if row["status"] == "ok":
-                frames = batch["pixels"][i, : int(batch["num_frames"][i])].permute(0, 2, 3, 1).cpu().numpy()
-                caption = f"P(fake) = {row['score']:.3f}: called {row['called']}" + (
-                    f", is {row['generator']}" if row["label"] != "" else ""
-                )
-                strips.append({"id": row["id"], "caption": caption, "frames": frames, "heat": heat[i]})
+                frames = batch["pixels"][window, : int(batch["num_frames"][window])].permute(0, 2, 3, 1).cpu().numpy()
+                truth = f", is {row['generator']}" if row["label"] != "" else ""
+                caption = f"P(fake) = {row['score']:.3f}: called {row['called']}{truth}"
+                strips.append({"id": row["id"], "caption": caption, "frames": frames, "heat": each})
         return strips
 
     def decision_threshold(self) -> float:

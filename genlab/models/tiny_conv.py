@@ -21,7 +21,10 @@ RESIDUAL_GAIN = 3.0  # residuals of normalised pixels have a deviation of about 
 
 @dataclass(frozen=True)
 class TinyConv(Backbone):
-    """Frame-wise, nothing sees across frames: a token is a linear map of its patch's coarse colours and of convolved fine detail.
+    """A token is a linear map of its patch's fine detail, convolved, and of its coarse colours less their mean over the clip.
+
+    What a place looks like in the clip as a whole says nothing about who made the clip, but is easily learnt by heart; without that mean,
+    what is left of the colours is how they change. Nothing else sees across frames. The mean over all tokens is that of the detail alone.
 
     Args:
         width: C, channels of a token.
@@ -30,7 +33,7 @@ class TinyConv(Backbone):
         patch_size: Pixels per side of a token, a multiple of 4.
     """
 
-    width: int = 64
+    width: int = 32
     stem: int = 16
     image_size: int = 64
     patch_size: int = 32
@@ -52,7 +55,7 @@ class TinyConvTokens(VideoBackbone):
         super().__init__()
         self.width, self.grid = settings.width, settings.image_size // settings.patch_size
         self.cells, stem = settings.patch_size // CELL, settings.stem
-        # Batch norms, since they keep what norms over a frame take away: how bright this frame is, compared with others.
+        # Batch norms, since they keep what norms over a frame take away: how much detail this frame has, compared with others.
         self.detail = nn.Sequential(
             nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem), nn.GELU(),
             nn.Conv2d(stem, 2 * stem, 3, 2, 1, bias=False), nn.BatchNorm2d(2 * stem), nn.GELU(), nn.AvgPool2d(self.cells),
@@ -62,10 +65,11 @@ class TinyConvTokens(VideoBackbone):
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         frames = video.flatten(0, 1)
-        coarse = F.pixel_unshuffle(F.avg_pool2d(frames, CELL), self.cells)  # (B*T, 3 * cells^2, G, G)
+        coarse = F.pixel_unshuffle(F.avg_pool2d(frames, CELL), self.cells).unflatten(0, video.shape[:2])  # (B, T, 3 * cells^2, G, G)
+        change = (coarse - coarse.mean(1, keepdim=True)).flatten(0, 1)
         residual = RESIDUAL_GAIN * neighbour_residual(frames)
         detail = self.detail(residual.contiguous(memory_format=torch.channels_last))  # (B*T, 2 * stem, G, G)
-        tokens = self.tokens(self.norm(torch.cat([coarse, detail], dim=1)))
+        tokens = self.tokens(self.norm(torch.cat([change, detail], dim=1)))
         tokens = tokens.permute(0, 2, 3, 1).unflatten(0, video.shape[:2])
         return tokens, tokens.mean((1, 2, 3))
 

@@ -1,6 +1,6 @@
-"""``genlab data make|check|show DATASET --root DIR``: write a tiny dataset, look a dataset through, look at it.
+"""``genlab data make|prepare|check|show DATASET --root DIR``: write a tiny dataset, unpack a real one, look it through, look at it.
 
-A dataset's folder is only ever read; ``make`` writes a new one.
+A dataset's folder is only ever read; ``make`` writes a new one, ``prepare`` adds what archives hold.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datamodules.checks import Item
 
 DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo"}
+PREPARABLE = {"genvideo": "datamodules.genvideo_prepare"}
 PLANNED = (
     "genvideo", "kinetics400", "ucf101", "hmdb51", "ssv2", "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers",
     "food101", "fgvc", "sun397", "dtd", "eurosat", "ucf101_midframes", "hyspefas", "interhf", "domain_images", "dreambooth",
@@ -34,11 +35,13 @@ PLANNED = (
 )  # fmt: skip
 HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
-  make   write the tiny, procedural form of a dataset in the layout of the real one
-  check  counts, missing and broken files, copies, wrong labels; of real data or of tiny:DATASET
-  show   a contact sheet
+  make     write the tiny, procedural form of a dataset in the layout of the real one
+  prepare  unpack what was downloaded, split archives too; extract frames by the official rule
+  check    counts, missing and broken files, copies, wrong labels; of real data or of tiny:DATASET
+  show     a contact sheet
 
   python -m genlab data make genvideo --root data/tiny-genvideo
+  python -m genlab data prepare genvideo --root $GENLAB_DATA/GenVideo --archives downloads
   python -m genlab data check genvideo --root $GENLAB_DATA/GenVideo --level full --out findings.csv
   python -m genlab data show genvideo --root tiny:genvideo
 
@@ -47,7 +50,7 @@ FRAMES = 2  # of a clip on the contact sheet: the first and the last one of the 
 
 
 def main(args: list[str]) -> int:
-    """Runs ``make``, ``check`` or ``show``.
+    """Runs ``make``, ``prepare``, ``check`` or ``show``.
 
     Raises:
         UserError: Unknown action, dataset or option, or a dataset that is not there.
@@ -55,9 +58,9 @@ def main(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(HELP.format(datasets=", ".join(DATAMODULES)))
         return 0
-    actions = {"make": make, "check": check, "show": show}
+    actions = {"make": make, "prepare": prepare, "check": check, "show": show}
     if args[0] not in actions:
-        raise UserError(f"data: there is no action {args[0]!r}{did_you_mean(args[0], actions) or '.'} There are make, check and show.")
+        raise UserError(f"data: there is no action {args[0]!r}{did_you_mean(args[0], actions) or '.'} There are {', '.join(actions)}.")
     return actions[args[0]](args[1:])
 
 
@@ -86,6 +89,47 @@ def make(args: Sequence[str]) -> int:
     root = tinyworld.make(dataset, given.root, seed=given.seed, **chosen)
     print(f"tiny {dataset}: {root}")
     return 0
+
+
+def prepare(args: Sequence[str]) -> int:
+    """Unpacks archives into the dataset's folder and extracts frames. Exit code 3 when some clips could not be had; stopped, it goes on."""
+    parser = argparse.ArgumentParser("python -m genlab data prepare", description=prepare.__doc__, allow_abbrev=False)
+    parser.add_argument("dataset", help=", ".join(PREPARABLE))
+    parser.add_argument("--root", type=Path, required=True, help="folder of the dataset; made when archives are unpacked into it")
+    parser.add_argument("--archives", type=Path, metavar="FOLDER", help="zip and tar files, split ones too, to unpack into the root")
+    parser.add_argument("--frames", type=Path, metavar="FOLDER", help="where to extract frames to, with lists in the official format")
+    parser.add_argument("--workers", type=int, default=None, help="processes; default: one per core")
+    given = parser.parse_args(args)
+    _known(given.dataset, PREPARABLE, "data prepare")
+    if given.workers is not None and given.workers < 0:
+        raise UserError(f"data prepare: --workers {given.workers} is too few; use 0 or more.")
+    if given.archives is None and given.frames is None:
+        raise UserError("data prepare: nothing to do. Give --archives FOLDER to unpack, --frames FOLDER to extract frames, or both.")
+
+    from genlab.reports import console_table
+
+    preparation = importlib.import_module(PREPARABLE[given.dataset])
+    failed: dict[str, str] = {}
+    try:
+        with _stops_on_term():
+            if given.archives is not None:
+                report = preparation.unpack_archives(given.archives, given.root, given.workers)
+                print(console_table(report.rows, f"{given.archives} -> {given.root}"))
+                failed |= report.failed
+            if given.frames is not None:
+                report = preparation.extract_frames(given.root, given.frames, given.workers)
+                print(console_table(report.rows, f"{given.root} -> {given.frames}"))
+                failed |= report.failed
+                lists = [f"--data.{split}_list {given.frames / name}" for split, name in preparation.LISTS.items()]
+                print(f"Read them with --data.root {given.frames} {' '.join(lists)}")
+    except KeyboardInterrupt:
+        print("data prepare: stopped. The same command goes on from there.")
+        return 75
+    for name, why in list(failed.items())[:20]:
+        print(f"not to be had: {name}: {why}")
+    if len(failed) > 20:
+        print(f"... and {len(failed) - 20} more.")
+    return 3 if failed else 0
 
 
 def check(args: Sequence[str]) -> int:

@@ -94,7 +94,7 @@ def test_broken_files_are_named_by_what_is_wrong_with_them(copy: Path) -> None:
     assert len(report.errors) == 3 and len(report.warnings) == 1
     assert "train_flicker/clip_00001.mp4 (5 of 8 frames)" in report.warnings[0]
     row = next(row for row in report.counts if (row["split"], row["label"]) == ("train", "real"))
-    assert (row["clips"], row["empty"], row["unreadable"], row["truncated"]) == (8, 1, 2, 0)
+    assert (row["clips"], row["empty"], row["unreadable"], row["truncated"]) == (12, 1, 2, 0)
 
 
 def test_an_index_at_the_front_alone_is_no_flaw(copy: Path) -> None:

@@ -152,7 +152,7 @@ def test_generators_can_be_held_out_and_chosen(tiny_genvideo: Path) -> None:
 
 
 def test_training_draws_depend_on_epoch_and_occurrence_only(tiny_genvideo: Path) -> None:
-    def dataset(seed: int = 1):  # noqa: ANN202 - short
+    def dataset(seed: int = 1):
         data = GenVideo(str(tiny_genvideo), image_size=32, num_workers=0, seed=seed, num_frames=4)
         data.setup("fit")
         return data.dataset("train")
@@ -210,6 +210,37 @@ def test_users_files_and_folders(tmp_path: Path) -> None:
         user_clips([str(tmp_path / "empty")])
 
 
+def test_windows_cover_long_videos(tmp_path: Path) -> None:
+    write_video(tmp_path / "long.mp4", coloured_frames(50), fps=5)  # 10 s: 20 extracted frames
+    write_video(tmp_path / "short.mp4", coloured_frames(5), fps=5)
+    found = {}
+    for clips in (1, 3, "all"):
+        data = GenVideo("unused", image_size=16, num_workers=0, num_frames=8, predict_clips=clips, eval_batch_size=2)
+        data.hparams.predict_paths = [str(tmp_path)]
+        data.setup("predict")
+        found[clips] = next(iter(data.predict_dataloader()))
+    assert found[1]["windows"].tolist() == [1, 1] and found[3]["windows"].tolist() == [3, 3]
+    batch = found["all"]
+    assert dict(zip((Path(name).name for name in batch["id"]), batch["windows"].tolist())) == {"long.mp4": 3, "short.mp4": 1}
+    assert len(batch["video"]) == len(batch["start"]) == len(batch["num_frames"]) == 4
+    first = 0 if batch["id"][0].endswith("long.mp4") else 1
+    assert batch["start"][first : first + 3].tolist() == pytest.approx([0, 4, 6], abs=0.11), "the last window ends with the video"
+
+
+def test_degradations_are_sets_of_the_test(tiny_genvideo: Path) -> None:
+    data = GenVideo(str(tiny_genvideo), image_size=32, num_workers=0, degradations=["jpeg", "flip"], eval_batch_size=8)
+    data.setup("test")
+    clean, jpeg, flip = (next(iter(loader)) for loader in data.test_dataloader())
+    assert data.test_sets == ["clean", "jpeg", "flip"] and clean["id"] == jpeg["id"] == flip["id"]
+    assert not torch.equal(clean["video"], jpeg["video"])
+    again = next(iter(data.test_dataloader()[1]))
+    assert torch.equal(again["video"], jpeg["video"]), "drawn by video and degradation alone"
+    for a, b in zip(clean["video"], flip["video"]):
+        assert torch.equal(a.flip(-1), b) or torch.equal(a.flip(-2), b)
+    data = GenVideo(str(tiny_genvideo), degradations=["all"])
+    assert len(data.test_sets or []) == 9
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_give_the_same_batches(tiny_genvideo: Path, workers: int) -> None:
     data = GenVideo(str(tiny_genvideo), image_size=32, num_workers=workers, batch_size=8, num_frames=4)
@@ -217,4 +248,4 @@ def test_workers_give_the_same_batches(tiny_genvideo: Path, workers: int) -> Non
     first = next(iter(data.train_dataloader()))
     expected = data.dataset("train")
     order = list(data.train_dataloader().sampler)[:8]
-    assert np.array_equal(first["video"].numpy(), torch.stack([expected[draw]["video"] for draw in order]).numpy())
+    assert np.array_equal(first["video"].numpy(), torch.cat([expected[draw]["video"] for draw in order]).numpy())

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from genlab.errors import UserError
 from genlab.methods.demamba import DeMamba, DeMambaHead
 from genlab.models.backbones import Backbone, TinyPatch, VideoBackbone
 from genlab.models.clip import CLIPTokens
 from genlab.models.mamba import MambaOptions
+from genlab.models.official_demamba import FromOfficial, from_official
 from genlab.models.xclip import XCLIPTokens
 from genlab.models.zones import column_snake, row_snake, token_order
 from tests.golden_files import assert_close, golden_files, load_golden
@@ -34,56 +35,34 @@ def build(case: dict[str, Any], backbone: VideoBackbone, preset: str) -> tuple[V
     ).eval()
 
 
-def official_weights(tensors: dict[str, Tensor], case: str) -> dict[str, Tensor]:
-    prefix = f"{case}/sd/module."
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+def official_weights(tensors: dict[str, Tensor], case: str) -> FromOfficial:
+    prefix = f"{case}/sd/"
+    return from_official({key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)})
 
 
-def load_head(head: DeMambaHead, weights: dict[str, Tensor], unused: list[str]) -> None:
-    own = {k: v for k, v in weights.items() if k.split(".")[0] in ("mamba", "fc_norm", "fc_norm2", "fc1") and k not in unused}
-    head.load_state_dict(own)
+def load(module: nn.Module, official: FromOfficial, prefix: str) -> None:
+    module.load_state_dict({key.removeprefix(prefix): value for key, value in official.weights.items() if key.startswith(prefix)})
 
 
-def xclip(case: dict[str, Any], weights: dict[str, Tensor]) -> XCLIPTokens:
+def xclip(case: dict[str, Any], official: FromOfficial) -> XCLIPTokens:
     from transformers import XCLIPVisionConfig, XCLIPVisionModel
 
     names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "image_size", "patch_size", "num_frames")
-    encoder = XCLIPVisionModel(XCLIPVisionConfig(**{name: case[name] for name in names}, drop_path_rate=0.0)).eval()
-    prefix = "encoder.vision_model."
-    found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix) and not k.endswith("position_ids")}
-    encoder.load_state_dict(found)
-    return XCLIPTokens(encoder)
+    backbone = XCLIPTokens(XCLIPVisionModel(XCLIPVisionConfig(**{name: case[name] for name in names}, drop_path_rate=0.0))).eval()
+    load(backbone, official, "backbone.")
+    return backbone
 
 
-def clip(case: dict[str, Any], weights: dict[str, Tensor]) -> CLIPTokens:
-    """OpenAI's names to those of transformers."""
+def clip(case: dict[str, Any], official: FromOfficial) -> CLIPTokens:
     from transformers import CLIPConfig, CLIPModel
 
     width, layers = case["width"], case["layers"]
     vision = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": width // 64, "num_hidden_layers": layers}
     vision |= {"image_size": case["image_size"], "patch_size": case["patch_size"], "hidden_act": "quick_gelu"}
     text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8, "bos_token_id": 0, "eos_token_id": 1}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=case["embed_dim"])).eval()
-    old = {k.removeprefix("clip_model.visual."): v for k, v in weights.items() if k.startswith("clip_model.visual.")}
-    new = {
-        "embeddings.class_embedding": old["class_embedding"],
-        "embeddings.patch_embedding.weight": old["conv1.weight"],
-        "embeddings.position_embedding.weight": old["positional_embedding"],
-    }
-    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
-        new |= {f"{ours}.{part}": old[f"{theirs}.{part}"] for part in ("weight", "bias")}
-    for i in range(layers):
-        a, b = f"encoder.layers.{i}.", f"transformer.resblocks.{i}."
-        for part in ("weight", "bias"):
-            for name, third in zip("qkv", old[f"{b}attn.in_proj_{part}"].chunk(3)):
-                new[f"{a}self_attn.{name}_proj.{part}"] = third
-            pairs = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
-            pairs |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
-            new |= {f"{a}{ours}.{part}": old[f"{b}{theirs}.{part}"] for ours, theirs in pairs.items()}
-    missing, unexpected = model.vision_model.load_state_dict(new, strict=False)
-    assert not unexpected and all(key.endswith("position_ids") for key in missing)
-    model.visual_projection.load_state_dict({"weight": old["proj"].T})
-    return CLIPTokens(model)
+    backbone = CLIPTokens(CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=case["embed_dim"]))).eval()
+    load(backbone, official, "backbone.")
+    return backbone
 
 
 @pytest.mark.golden
@@ -114,7 +93,7 @@ def test_xclip_model(path: Path) -> None:
     for name, case in meta["cases"].items():
         weights, x, tol = official_weights(tensors, name), tensors[f"{name}/x"], meta["tol"]["forward"]
         backbone, head = build(case, xclip(case, weights), "official")
-        load_head(head, weights, case["params_without_gradient"])
+        load(head, weights, "head.")
         tokens, global_vector = backbone(x)
         zone_mean = head.local_features(tokens).zone_mean
         assert_close(head.fc_norm2(global_vector), tensors[f"{name}/global_feat"], tol, f"{name} global_feat")
@@ -131,7 +110,7 @@ def test_xclip_model(path: Path) -> None:
             assert_close(own[key.replace(".vision_model.", ".")].grad, expected, meta["tol"]["grad"], f"{name} grad {key}")
         assert all(p.grad is not None for p in own.values()), "every parameter takes part"
         _, paper = build(case, backbone, "paper")
-        load_head(paper, weights, case["params_without_gradient"])
+        load(paper, weights, "head.")
         assert_close(paper(tokens, global_vector)[:, None], tensors[f"{name}/logits_paper"], tol, f"{name} logits_paper")
 
 
@@ -148,7 +127,7 @@ def test_clip_model(path: Path) -> None:
         assert_close(tokens.flatten(2, 3).flatten(0, 1), tensors[f"{name}/patch_tokens"], meta["tol"], f"{name} patch_tokens")
         for preset, key in (("official", "logits"), ("paper", "logits_paper")):
             _, head = build(case, backbone, preset)
-            load_head(head, weights, case["params_without_gradient"])
+            load(head, weights, "head.")
             assert_close(head(tokens, global_vector)[:, None], tensors[f"{name}/{key}"], meta["tol"], f"{name} {key}")
 
 

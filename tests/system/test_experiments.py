@@ -26,7 +26,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models of the classes that the hub's have, in the folders where GenLab looks for them."""
-    from transformers import CLIPConfig, CLIPModel, XCLIPConfig, XCLIPModel
+    from transformers import CLIPConfig, CLIPModel, VideoMAEConfig, VideoMAEModel, XCLIPConfig, XCLIPModel
 
     folder = tmp_path_factory.mktemp("weights")
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 16}
@@ -45,6 +45,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = {"num_frames": 8, "mit_hidden_size": 16, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2, "mit_intermediate_size": 16}
     config = XCLIPConfig(text_config=text, vision_config=vision | more, projection_dim=16)
     XCLIPModel(config).save_pretrained(folder / "microsoft/xclip-base-patch16")
+    VideoMAEModel(VideoMAEConfig(**vision, num_frames=16)).save_pretrained(folder / "MCG-NJU/videomae-base")
     return folder
 
 

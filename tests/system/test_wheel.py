@@ -26,7 +26,11 @@ def test_a_wheel_works_from_any_folder(tmp_path: Path, tiny_genvideo: Path) -> N
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     where = subprocess.run(
-        [sys.executable, "-c", "import genlab, datamodules; print(genlab.__file__)"], capture_output=True, text=True, cwd=tmp_path, env=environment
+        [sys.executable, "-c", "import genlab, datamodules; print(genlab.__file__)"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
     )
     assert where.stdout.startswith(str(site))
     listed = subprocess.run([sys.executable, "-m", "genlab", "list"], capture_output=True, text=True, cwd=tmp_path, env=environment)

@@ -34,9 +34,17 @@ def fit(root: Path, folder: Path, checkpoint: Path | None = None, **options: Any
     data = GenVideo(str(root), image_size=48, batch_size=8, eval_batch_size=32, num_workers=0, val_fraction=0.2, seed=1)
     folder.mkdir(exist_ok=True)
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        inference_mode=False, max_epochs=2, num_sanity_val_steps=0, callbacks=[KeepAll(folder / "last.ckpt", 15, 1), ExactResume()], **options,
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+        max_epochs=2,
+        num_sanity_val_steps=0,
+        callbacks=[KeepAll(folder / "last.ckpt", 15, 1), ExactResume()],
+        **options,
+    )
     trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return trainer, model
 
