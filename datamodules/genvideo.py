@@ -76,8 +76,6 @@ class GenVideo(L.LightningDataModule):
         predict_paths: Videos, and folders of videos, for ``predict``; the command line's positional arguments.
     """
 
-    data_name = "genvideo"
-
     def __init__(
         self,
         root: str,
@@ -129,6 +127,11 @@ class GenVideo(L.LightningDataModule):
     def hparams(self) -> Any:
         """The constructor's arguments by name (Lightning types this as a plain mapping)."""
         return super().hparams
+
+    @property
+    def data_name(self) -> str:
+        """Names the folder of an evaluation: ``test-genvideo``."""
+        return "genvideo-degraded" if self.hparams.degradations else "genvideo"
 
     @property
     def generators(self) -> dict[str, list[str]]:
