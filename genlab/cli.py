@@ -35,7 +35,7 @@ LIGHTNING_VERBS = {
 OTHER_VERBS = {
     "list": "methods, experiments and datasets",
     "doctor": "what this machine has, and what to do about the rest",
-    "data": "make, check or show a dataset: data make|check|show NAME --root DIR",
+    "data": "make, prepare, check or show a dataset: data make|prepare|check|show NAME --root DIR",
     "convert": "checkpoints of official code to ours and back: convert demamba FILE --out PATH",
 }
 HELP = """usage: python -m genlab VERB [options]
