@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         elif is_first_process():
-            print(f"genlab: {error}", file=sys.stderr)
+            print(f"genlab: {_message(error)}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,6 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:  # a bug: say all of it
         traceback.print_exc()
         return 1
+
+
+def _message(error: UserError) -> str:
+    """What the error says; one that a loader's worker raised comes wrapped in the worker's traceback."""
+    text = str(error)
+    return text.rsplit("UserError: ", 1)[1].strip() if "Original Traceback" in text and "UserError: " in text else text
 
 
 def _set_up_logging() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import tempfile
 import warnings
@@ -57,6 +58,7 @@ class GenLabCLI(LightningCLI):
 
     def __init__(self, verb: str, run: RunFolder, settings: RunSettings, checkpoint: Path | None, **options: Any) -> None:
         self.verb, self.run_folder, self.settings, self.checkpoint = verb, run, settings, checkpoint
+        self.existed = run.path.exists()
         super().__init__(
             save_config_callback=None,  # config.yaml is written below, atomically
             seed_everything_default=0,
@@ -97,7 +99,8 @@ class GenLabCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         folder, config, settings = self.folder(), self.settings_dict, self.settings
-        self.existed = folder.path.exists()
+        if self.verb != "fit":
+            self.existed = folder.path.exists()
         self.predictions = Predictions(folder.path)
         self.record = RunRecord(
             folder, config, str(settings.experiment), self.predictions, str(self.checkpoint) if self.checkpoint else None
@@ -151,18 +154,19 @@ class GenLabCLI(LightningCLI):
                 f"{self.verb}: {self.run_folder.path} holds no checkpoint, and an untrained {type(self.model).__name__} only guesses. "
                 "Train it first (python -m genlab fit ...), or give --ckpt_path FILE."
             )
+        self.held = {}
         if self.checkpoint is not None:
             log.info("checkpoint: %s", self.checkpoint)
+            self.held = read_checkpoint(self.checkpoint)
 
     def fit(self, model: LightningModule, **options: Any) -> None:
-        if self.checkpoint is not None and "optimizer_states" not in (
-            held := torch.load(self.checkpoint, weights_only=True, map_location="cpu")
-        ):
+        if self.checkpoint is not None and "optimizer_states" not in self.held:
             log.info("%s holds weights alone: training starts from them, at step 0", self.checkpoint)
             model.configure_model()
-            model.on_load_checkpoint(held)
-            model.load_state_dict(held["state_dict"], strict=False)  # on_load_checkpoint has looked for what is missing
+            model.on_load_checkpoint(self.held)
+            model.load_state_dict(self.held["state_dict"], strict=False)  # on_load_checkpoint has looked for what is missing
             self.checkpoint = None
+        self.held = {}
         self._guarded(self.trainer.fit, model, datamodule=options.get("datamodule"))
 
     def validate(self, model: LightningModule, **options: Any) -> None:
@@ -196,6 +200,26 @@ class GenLabCLI(LightningCLI):
                     shutil.rmtree(folder.path, ignore_errors=True)
                 elif self.record.started:
                     folder.finish(state)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, its tensors still on disk. Nothing in the file is executed.
+
+    Raises:
+        UserError: It is damaged, or no checkpoint, or holds more than tensors and plain values.
+    """
+    if path.is_dir():  # sharded; its strategy reads it
+        return {}
+    try:
+        held = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"ckpt_path: {path} cannot be read as a checkpoint of tensors and plain values ({said}). Is it whole, and GenLab's?"
+        ) from error
+    if not isinstance(held, dict) or "state_dict" not in held:
+        raise UserError(f"ckpt_path: {path} holds no state_dict; official checkpoints are converted with python -m genlab convert.")
+    return held
 
 
 def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, checkpoint: Path | None) -> int:

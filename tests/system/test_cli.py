@@ -154,13 +154,46 @@ def test_what_the_user_can_mend_is_one_message(trained: Path, tiny_genvideo: Pat
 
 def test_the_checkpoint_of_another_method_or_shape_is_refused(trained: Path, tiny_genvideo: Path) -> None:
     arguments = ["test", *tiny_fit(tiny_genvideo)[1:], f"--ckpt_path={RUN}/checkpoints/best.ckpt"]
-    output = run(*arguments, "--model.zone_size=1", cwd=trained, expect=2)
-    assert "does not fit this model" in output and "model.zone_size was 2, is 1" in output
+    output = run(*arguments, "--model.zone_size=2", cwd=trained, expect=2)
+    assert "does not fit this model" in output and "model.zone_size was 1, is 2" in output
     other = torch.load(trained / RUN / "checkpoints/best.ckpt", weights_only=True)
     other["method"] = "genlab.methods.msta.MSTA"
     torch.save(other, trained / "other.ckpt")
     output = run(*arguments[:-1], "--ckpt_path=other.ckpt", cwd=trained, expect=2)
     assert "was trained by genlab.methods.msta.MSTA, the config asks for genlab.methods.demamba.DeMamba" in output
+
+
+def test_strange_checkpoints_are_refused(trained: Path, tiny_genvideo: Path) -> None:
+    whole = (trained / RUN / "checkpoints/best.ckpt").read_bytes()
+    (trained / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}, "stranger": Path("x")}, trained / "pickle.ckpt")
+    torch.save({"weights": torch.zeros(1)}, trained / "other.pth")
+    for name, message in (("cut.ckpt", "cannot be read"), ("pickle.ckpt", "cannot be read"), ("other.pth", "holds no state_dict")):
+        output = run("test", *tiny_fit(tiny_genvideo)[1:], f"--ckpt_path={name}", cwd=trained, expect=2)
+        assert message in output and "Traceback" not in output
+
+
+def test_weights_alone_are_a_start(trained: Path, tiny_genvideo: Path) -> None:
+    held = torch.load(trained / RUN / "checkpoints/best.ckpt", weights_only=True)
+    torch.save({key: held[key] for key in ("state_dict", "method", "hyper_parameters")}, trained / "weights.ckpt")
+    more = ["--run.name=tuned", "--trainer.max_epochs=1", "--model.lr=0.0", "--model.head_lr=0.0", "--model.weight_decay=0.0"]
+    output = run(*tiny_fit(tiny_genvideo, "--ckpt_path=weights.ckpt", *more), cwd=trained)
+    assert "training starts from them, at step 0" in output
+    tuned = torch.load(trained / "runs/tiny/demamba/tuned/checkpoints/last.ckpt", weights_only=True)
+    weight = "head.fc1.weight"
+    assert torch.equal(tuned["state_dict"][weight], held["state_dict"][weight])
+
+
+def test_what_a_worker_says_is_one_message_too(trained: Path, tmp_path: Path) -> None:
+    for i in range(30):
+        for name in ("Real", "train_x"):
+            path = tmp_path / f"set/{name}/{i}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"no video")
+    output = run(
+        "fit", "-c", "tiny/demamba", f"--data.root={tmp_path / 'set'}", "--data.val_fraction=0.3", "--run.name=w", cwd=trained, expect=2
+    )
+    assert "Traceback" not in output
 
 
 def test_debug_shows_where(trained: Path) -> None:
