@@ -1,4 +1,4 @@
-"""Nothing lost when killed: ``last.ckpt``, and an orderly stop on USR1 or TERM."""
+"""Nothing lost when killed: ``last.ckpt``, and an orderly stop on USR1, TERM or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -41,11 +41,13 @@ class LastCheckpoint(Checkpoint):
 
     def _listen(self) -> None:
         """Lightning's own handlers are in by now; ours take their place."""
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, number: int, _frame: object) -> None:
         self.signalled = True  # a handler may interrupt a collective: never save in here
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the second Ctrl-C does not wait
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()

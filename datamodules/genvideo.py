@@ -23,7 +23,7 @@ from datamodules.clip_dataset import ClipDataset, ClipSettings, Windows, collate
 from datamodules.degradations import Degradation
 from datamodules.frame_cache import FrameCache, FrameCacheSettings
 from datamodules.genvideo_index import Clips, cached_scan, make_clips, read_list
-from datamodules.sampling import EvalSampler, TrainLoader, TrainSampler
+from datamodules.sampling import EvalSampler, TrainLoader, TrainSampler, leave_interrupts_to_parent
 from datamodules.tinyworld import tiny_root
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainAugmentation, normalise
 from datamodules.video import Decoder, is_video
@@ -325,7 +325,12 @@ class GenVideo(L.LightningDataModule):
 
     def _loading(self) -> dict[str, Any]:
         workers = self.hparams.num_workers
-        return {"num_workers": workers, "pin_memory": torch.cuda.is_available(), "collate_fn": collate}
+        return {
+            "num_workers": workers,
+            "pin_memory": torch.cuda.is_available(),
+            "collate_fn": collate,
+            "worker_init_fn": leave_interrupts_to_parent,
+        }
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -114,3 +115,8 @@ class TrainLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """The next iteration of that epoch continues after the batches that were handed out."""
         self._resume = dict(state)
+
+
+def leave_interrupts_to_parent(worker: int) -> None:
+    """For ``worker_init_fn``: Ctrl-C reaches every process of a terminal, but the step under way still needs its batch."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
