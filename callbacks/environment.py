@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import shlex
 import sys
@@ -20,6 +21,8 @@ from genlab import figures
 from genlab.files import read_csv, write_bytes, write_json
 from genlab.reports import Report, console_table
 from genlab.results import HEARTBEAT_SECONDS, RunFolder, config_hash, git_state, metric_tables, versions
+
+log = logging.getLogger(__name__)
 
 
 class RunRecord(Callback):
@@ -45,6 +48,7 @@ class RunRecord(Callback):
     def _start(self, trainer: Trainer) -> None:
         """Takes the folder: configuration, data and weights are known to be good by now."""
         if trainer.is_global_zero and not self.started:
+            log.info("run folder: %s", self.folder.path)
             self.folder.start(command=shlex.join(["genlab", *sys.argv[1:]]))
             write_bytes(self.folder.path / "config.yaml", yaml.safe_dump(dict(self.config), sort_keys=False).encode())
         self.started = True
@@ -122,7 +126,7 @@ class RunRecord(Callback):
         tables = {f"{part}, {name}" if name == "whole" else part: table for part, each in found.items() for name, table in each.items()}
         title = f"{self.experiment}: {stage}" + (" (tiny world)" if results["protocol"].get("tiny_world") else "")
         for name, table in tables.items():
-            print(console_table(table, f"{title}, {name}"))
+            print("\n" + console_table(table, f"{title}, {name}"))
         if stage == "predict":
             print(console_table([{k: row[k] for k in row if k != "label"} for row in rows[:50]], title))
         unread = results["counts"].get("n_expected", 0) - results["counts"].get("n_scored", 0)

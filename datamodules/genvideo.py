@@ -233,10 +233,15 @@ class GenVideo(L.LightningDataModule):
             return
         if not self.index:
             self.index = self._read_index()
+        before = set(self.splits)
         if stage in ("fit", "validate") and "val" not in self.splits:
             self.splits |= self._training_splits()
         if stage == "test":
             self.splits["test"] = self._only(self.index["test"], self.hparams.test_generators, "test")
+        for name in sorted(set(self.splits) - before):
+            clips = self.splits[name]
+            fakes = int(clips.label.sum())
+            log.info("%s: %d real clips, %d fake ones of %d generators", name, len(clips) - fakes, fakes, len(clips.generators))
 
     def _read_index(self) -> dict[str, Clips]:
         h, root = self.hparams, self.root
