@@ -22,8 +22,9 @@ from tests.golden_files import assert_close, golden_files, load_golden
 
 
 def mamba_options(case: dict[str, Any], direction: str) -> MambaOptions:
-    options = dict(case["mamba"])
-    return MambaOptions(**options, bidirectional=direction if options.pop("bimamba", True) else "none", drop_path=0.0)
+    options = dict(case.get("mamba", {}))
+    both = options.pop("bimamba", True)
+    return MambaOptions(**options, bidirectional=direction if both else "none", drop_path=0.0)
 
 
 def build(case: dict[str, Any], backbone: VideoBackbone, preset: str) -> tuple[VideoBackbone, DeMambaHead]:
