@@ -95,7 +95,7 @@ def test_a_signal_stops_in_order_and_asks_to_be_continued(tiny_genvideo: Path, t
 
 
 def test_changed_settings_win_and_are_said(tiny_genvideo: Path, tmp_path: Path) -> None:
-    arguments = tiny_fit(tiny_genvideo, "--run.name=a", "--model.milestones=[1]")
+    arguments = tiny_fit(tiny_genvideo, "--run.name=a", "--model.milestones=[1]", "--model.gamma=0.1", "--model.head_lr=null")
     run(*arguments, "--trainer.max_epochs=2", "--model.lr=0.004", cwd=tmp_path)
     run(*arguments, "--trainer.max_epochs=2", cwd=tmp_path, expect=2)
     output = run(*arguments, "--trainer.max_epochs=3", "--model.lr=0.002", "--ckpt_path=last", cwd=tmp_path)
