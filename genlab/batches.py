@@ -40,6 +40,25 @@ class VideoBatch(TypedDict):
     """(B,) bool, training only: the sample drawn could not be read and the next readable one of its class stands here."""
 
 
+class CaptionedBatch(TypedDict):
+    """Pictures, or clips, with captions. The method normalises them as its network wants."""
+
+    image: NotRequired[Tensor]
+    """(B, 3, H, W) RGB: uint8 from the loader, float32 in [0, 1] on the device."""
+    video: NotRequired[Tensor]
+    """(B, T, 3, H, W), likewise."""
+    caption: list[str]
+    labels: dict[str, Tensor]
+    """Column -> (B,) int64, position in the datamodule's ``classes[column]``; -1 where the sample has no such column."""
+    group: Tensor
+    """(B,) int64; samples of one group are hard to tell apart. Without groups all differ."""
+    id: list[str]
+    index: Tensor
+    """(B,) int64, position in the split; names a sample across ranks."""
+    occurrence: Tensor
+    """(B,) int64, how often the sample has come before within the epoch."""
+
+
 class Strip(TypedDict):
     """Something to look at: a clip in frames, and which places spoke for the positive label."""
 

@@ -13,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path | str, content: bytes) -> Path:
-    """Writes beside the file and renames, so that a reader, or whoever comes after a crash, sees the old file or the new one."""
+def write_bytes(path: Path | str, content: bytes, sync: bool = True) -> Path:
+    """Writes beside the file and renames, so that a reader, or whoever comes after a crash, sees the old file or the new one.
+
+    Args:
+        sync: Wait until the content is on the disk; without, a power cut may leave an empty file. For thousands of small files that
+            are synced together.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with beside.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

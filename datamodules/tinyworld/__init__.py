@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progress, **options)
     "genvideo": "datamodules.tinyworld.genvideo:write_genvideo",
+    # What the tiny models are pretrained on.
+    "captions": "datamodules.tinyworld.captions:write_captions",
+    "captions_b": "datamodules.tinyworld.captions:write_captions_b",
 }
 
 

@@ -101,7 +101,7 @@ def write_genvideo(
     sets += [(folder / f"train_{name}", "train", name, train_clips) for name in TRAIN]
     sets += [(validation / REAL, "test", REAL, 2 * test_clips)]
     sets += [(validation / "Fake" / name, "test", name, test_clips) for name in TEST]
-    jobs: list[Job] = [(validation / REAL / "._clip_00000.mp4", lambda: JUNK)]
+    jobs: list[Job] = [(validation / REAL / "._clip_00000.mp4", partial(bytes, JUNK))]
     for place, split, kind, count in sets:
         suffix = ".gif" if kind == GIF_GENERATOR else ".mp4"
         for number in range(count):

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,11 +19,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datamodules.processes import in_processes, worth_starting
 from genlab.errors import UserError
 from genlab.files import write_bytes
 
 STAMP = "tinyworld.json"
-Job = tuple[Path, Callable[[], bytes]]  # a file of the dataset, and what makes its content
+CHUNK = 32  # files that a process writes before it reports
+Job = tuple[Path, Callable[[], bytes]]  # a file of the dataset, and what makes its content: picklable, so no lambda
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,22 @@ def _discard(partial: Path) -> None:
 
 
 def write_files(jobs: Sequence[Job], label: str, progress: bool = True) -> None:
-    """Writes those files that are not there yet, a few at a time, under a progress bar."""
+    """Writes those files that are not there yet, in a process per core, under a progress bar."""
     missing = [job for job in jobs if not job[0].exists()]
-    workers = min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with (
-        tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=label, unit="file", disable=not progress) as bar,
-        ThreadPoolExecutor(workers) as pool,
-    ):
-        futures = [pool.submit(_write_job, job) for job in missing]
+    chunks = {str(start): missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)}
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=label, unit="file", disable=not progress) as bar:
+        work = in_processes(_write_jobs, chunks, worth_starting(None, len(missing)))
         try:
-            for done in as_completed(futures):
-                done.result()
-                bar.update()
-        except BaseException:  # an interrupt, too, stops at the files under way
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            for key, written in work:
+                if written is None:
+                    raise RuntimeError(f"a process that wrote {chunks[key][0][0]} and the files after it was killed")
+                bar.update(written)
+        finally:  # an interrupt, too, stops at the files under way
+            work.close()
+    os.sync()  # before the folder is renamed and counts as finished
 
 
-def _write_job(job: Job) -> None:
-    path, content = job
-    write_bytes(path, content())
+def _write_jobs(jobs: Sequence[Job]) -> int:
+    for path, content in jobs:
+        write_bytes(path, content(), sync=False)
+    return len(jobs)

@@ -1,0 +1,107 @@
+"""Captioned pictures in the form that Hugging Face calls ``imagefolder``: ``<split>/metadata.jsonl`` with a line per picture.
+
+A line names its file, relative to the folder of ``metadata.jsonl``, and holds its caption and any further columns:
+``{"file_name": "000/000017.png", "text": "a red star in a studio", "shape": "star"}``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from datamodules.checks import Item
+from genlab.errors import MissingPath, UserError
+
+METADATA = "metadata.jsonl"
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Captioned:
+    """A picture (or a clip), its caption, and the other columns of its line."""
+
+    id: str
+    """Path below the root, with forward slashes."""
+    path: Path
+    caption: str
+    columns: dict[str, str]
+
+
+def splits_of(root: Path) -> list[str]:
+    """The splits that ``root`` has, ``train`` first; ``[""]`` where ``metadata.jsonl`` lies in the root itself."""
+    if (root / METADATA).is_file():
+        return [""]
+    found = [path.parent.name for path in root.glob(f"*/{METADATA}")]
+    return [*(s for s in SPLITS if s in found), *sorted(set(found) - set(SPLITS))]
+
+
+def read_split(root: Path, split: str) -> list[Captioned]:
+    """The lines of ``<root>/<split>/metadata.jsonl``, in their order.
+
+    Raises:
+        MissingPath: There is no such file, or pictures that it names are missing.
+        UserError: Lines that are not as they should be, all of them in one message.
+    """
+    folder = root / split
+    file = folder / METADATA
+    if not file.is_file():
+        raise MissingPath(
+            f"data.root: {file} is not there. Expected a folder per split with pictures and {METADATA}, a line per picture: "
+            '{"file_name": "0001.png", "text": "a red star"}.'
+        )
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.startswith(".")}
+    found: list[Captioned] = []
+    wrong: list[str] = []
+    missing: list[str] = []
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            record = _parse(line)
+            if record is None:
+                wrong.append(f"{file}:{number}: not a JSON object with the texts file_name and text: {line.strip()[:80]}")
+            elif record["file_name"] not in names:
+                missing.append(f"{file}:{number}: {record['file_name']}")
+            else:
+                name, text = str(record.pop("file_name")), str(record.pop("text"))
+                columns = {key: str(value) for key, value in record.items() if value is not None}
+                found.append(Captioned(f"{split}/{name}".lstrip("/"), folder / name, text, columns))
+    if wrong:
+        raise UserError("\n".join([*wrong[:10], *([f"... and {len(wrong) - 10} more lines."] if len(wrong) > 10 else [])]))
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise MissingPath(f"data.root: pictures that the list names are missing: {'; '.join(missing[:5])}{more}. Bring them, or drop the lines.")
+    if not found:
+        raise UserError(f"data.root: {file} is empty; it needs a line per picture.")
+    return found
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    good = isinstance(record, dict) and isinstance(record.get("file_name"), str) and isinstance(record.get("text"), str)
+    return record if good else None
+
+
+def items(root: Path, dataset: str) -> list[Item]:
+    """Every picture of the folder, for ``data show``."""
+    splits = splits_of(root)
+    if not splits:
+        raise MissingPath(f"{root}: there is no {METADATA} in it, nor in a folder of it.")
+    read = [(split or "all", each) for split in splits for each in read_split(root, split)]
+    return [Item(each.id, each.path, 0, each.columns.get("background", "pictures"), split) for split, each in read]
+
+
+def preview(item: Item) -> list[Image.Image]:
+    """The picture; none if it cannot be read."""
+    try:
+        with Image.open(item.path) as picture:
+            return [picture.convert("RGB")]
+    except (OSError, ValueError):
+        return []
