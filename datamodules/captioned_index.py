@@ -74,7 +74,9 @@ def read_split(root: Path, split: str) -> list[Captioned]:
         raise UserError("\n".join([*wrong[:10], *([f"... and {len(wrong) - 10} more lines."] if len(wrong) > 10 else [])]))
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise MissingPath(f"data.root: pictures that the list names are missing: {'; '.join(missing[:5])}{more}. Bring them, or drop the lines.")
+        raise MissingPath(
+            f"data.root: pictures that the list names are missing: {'; '.join(missing[:5])}{more}. Bring them, or drop the lines."
+        )
     if not found:
         raise UserError(f"data.root: {file} is empty; it needs a line per picture.")
     return found

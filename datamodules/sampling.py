@@ -65,6 +65,25 @@ class TrainSampler(Sampler[Draw]):
         return self.per_class * len(self.members) // self.world_size
 
 
+class GroupSampler(TrainSampler):
+    """Every sample once, members of a group one after the other, groups in random order: batches hold whole groups.
+
+    Args:
+        groups: (N,) group of each sample.
+        seed, rank, world_size: As of :class:`TrainSampler`.
+    """
+
+    def __init__(self, groups: np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(None, len(groups), seed, rank, world_size)
+        self.groups = groups
+
+    def order(self) -> np.ndarray:
+        rng = keyed_rng(self.seed, "train order", self.epoch)
+        shuffled = rng.permutation(len(self.groups))
+        place = rng.permutation(int(self.groups.max()) + 1)[self.groups[shuffled]]
+        return shuffled[np.argsort(place, kind="stable")]
+
+
 class EvalSampler(Sampler[Draw]):
     """Every sample exactly once over all ranks, none twice: ranks may differ by one sample.
 
