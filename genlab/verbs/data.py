@@ -9,7 +9,7 @@ import argparse
 import importlib
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +46,6 @@ HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
   python -m genlab data show genvideo --root tiny:genvideo
 
 Options of an action: python -m genlab data ACTION --help. Datasets: {datasets}."""
-FRAMES = 2  # of a clip on the contact sheet: the first and the last one of the window that an evaluation takes
 
 
 def main(args: list[str]) -> int:
@@ -171,38 +170,70 @@ def check(args: Sequence[str]) -> int:
 
 
 def show(args: Sequence[str]) -> int:
-    """Makes a contact sheet: a row per split and generator, the first and last frame of each clip side by side."""
-    parser = _parser("show", show.__doc__)
+    """Makes a contact sheet: a row per split and class (generator, domain, subject); of clips the first and last frame side by side."""
+    from datamodules.layouts import LAYOUTS
+
+    parser = _parser("show", show.__doc__, [*DATAMODULES, *LAYOUTS])
     parser.add_argument("--out", type=Path, help="PNG or JPEG to write (default DATASET-sheet.png here)")
-    parser.add_argument("--per", type=int, default=4, help="clips in a row (default 4)")
+    parser.add_argument("--per", type=int, default=4, help="samples in a row (default 4)")
+    parser.add_argument("--rows", type=int, default=24, help="rows at the most, spread over all there are (default 24)")
     given = parser.parse_args(args)
-    if given.per < 1:
-        raise UserError(f"data show: --per {given.per} is too few; use 1 or more.")
-    _known(given.dataset, DATAMODULES, "data show")
+    for option in ("per", "rows"):
+        if getattr(given, option) < 1:
+            raise UserError(f"data show: --{option} {getattr(given, option)} is too few; use 1 or more.")
+    _known(given.dataset, {**DATAMODULES, **LAYOUTS}, "data show")
     out = given.out or Path(f"{given.dataset}-sheet.png")
     _check_out(out, (".png", ".jpg", ".jpeg"), given.root)
 
+    from PIL import Image
+
     from genlab.figures import contact_sheet
 
-    data = _datamodule(given)
-    rows: dict[tuple[str, str], list[Item]] = defaultdict(list)
-    for item in sorted(data.items(), key=lambda item: (item.split != "train", item.split, item.label, item.group)):
-        rows[item.split, item.group].append(item)
+    items, preview, note = _reader(given)
+    groups: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: (item.split != "train", item.split, item.label, item.group)):
+        groups[item.split, item.group].append(item)
+    chosen = list(groups)[:: -(-len(groups) // given.rows)]
+    rows = [(key, _row(preview, note, groups[key], given.per)) for key in chosen]
+    frames = max(len(pictures) for _, row in rows for pictures, _ in row)
+    if not frames:
+        raise UserError(f"data show: none of the samples looked at in {given.root} can be read; python -m genlab data check says why.")
     images: list[Any] = []
     captions: list[str] = []
-    for (split, group), members in rows.items():
-        for pictures, caption in _row(data, members, given.per):
-            images += pictures
-            captions += [f"{split}: {group}\n{caption}" if caption else ""] * FRAMES
-    sheet = contact_sheet(images, captions, columns=FRAMES * given.per)
+    for (split, group), row in rows:
+        row += [([Image.new("RGB", (160, 120), "white")] * frames, "")] * (given.per - len(row))
+        for pictures, caption in row:
+            images += pictures or [Image.new("RGB", (160, 120), "#c8c8c8")] * frames
+            captions += [f"{split}: {group}\n{caption}" if caption else ""] * frames
+    sheet = contact_sheet(images, captions, columns=frames * given.per)
     _save(sheet, out)
-    print(f"{len(rows)} rows of {given.per} clips: {out.resolve()}")
+    left = f" of {len(groups)}" if len(rows) < len(groups) else ""
+    print(f"{len(rows)} rows{left} of {given.per} samples: {out.resolve()}")
     return 0
 
 
-def _parser(action: str, description: str | None) -> argparse.ArgumentParser:
+def _reader(given: argparse.Namespace) -> tuple[list[Item], Callable[[Item], Sequence[Image | np.ndarray]], Callable[[Item], str]]:
+    """Samples of the dataset, what shows one, and what is written under it."""
+    from datamodules.layouts import LAYOUTS, layout_of
+    from datamodules.tinyworld import tiny_root
+
+    def file_name(item: Item) -> str:
+        return Path(item.id).name
+
+    if given.dataset not in LAYOUTS:
+        data = _datamodule(given)
+        return data.items(), data.preview, file_name
+    if given.train_list or given.test_list:
+        raise UserError(f"data show: {given.dataset} takes no --train_list and --test_list.")
+    layout, root = layout_of(given.dataset), tiny_root(given.root)
+    if not root.is_dir():
+        raise UserError(f"data show: {root} is not a folder. Name the dataset's, or --root tiny:{given.dataset} for a procedural one.")
+    return layout.items(root, given.dataset), layout.preview, getattr(layout, "note", file_name)
+
+
+def _parser(action: str, description: str | None, datasets: Sequence[str] = tuple(DATAMODULES)) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(f"python -m genlab data {action}", description=description, allow_abbrev=False)
-    parser.add_argument("dataset", help=", ".join(DATAMODULES))
+    parser.add_argument("dataset", help=", ".join(datasets))
     parser.add_argument("--root", required=True, help="folder of the dataset, or tiny:DATASET")
     parser.add_argument("--train_list", help="CSV list of training clips, instead of the folders")
     parser.add_argument("--test_list", help="CSV list of test clips")
@@ -254,19 +285,18 @@ def _stops_on_term() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _row(data: Any, items: Sequence[Item], count: int) -> Iterator[tuple[Sequence[Image | np.ndarray], str]]:
-    """Pictures and caption of ``count`` clips, always the same ones; empty cells where there are fewer."""
-    from PIL import Image
-
+def _row(
+    preview: Callable[[Item], Sequence[Image | np.ndarray]], note: Callable[[Item], str], items: Sequence[Item], count: int
+) -> list[tuple[Sequence[Image | np.ndarray], str]]:
+    """Pictures and caption of ``count`` samples, or of all where there are fewer; always the same ones."""
     from genlab.training.randomness import keyed_rng
 
     order = keyed_rng("show", items[0].split, items[0].group).permutation(len(items))[:count]
+    row: list[tuple[Sequence[Image | np.ndarray], str]] = []
     for item in (items[i] for i in sorted(order)):
-        pictures = data.preview(item)
-        blank = [Image.new("RGB", (160, 120), "#c8c8c8")] * FRAMES
-        yield pictures or blank, Path(item.id).name if pictures else f"unreadable: {Path(item.id).name}"
-    for _ in range(count - len(order)):
-        yield [Image.new("RGB", (160, 120), "white")] * FRAMES, ""
+        pictures = preview(item)
+        row.append((pictures, note(item) if pictures else f"unreadable: {Path(item.id).name}"))
+    return row
 
 
 def _save(sheet: Image, out: Path) -> None:
