@@ -36,6 +36,7 @@ OTHER_VERBS = {
     "list": "methods, experiments and datasets",
     "doctor": "what this machine has, and what to do about the rest",
     "data": "make, prepare, check or show a dataset: data make|prepare|check|show NAME --root DIR",
+    "weights": "make the tiny models anew, or say how good they are: weights make|show [NAME]",
     "convert": "checkpoints of official code to ours and back: convert demamba FILE --out PATH",
 }
 HELP = """usage: python -m genlab VERB [options]
@@ -46,7 +47,7 @@ GenLab {version}: train, evaluate and compare methods on generative media and it
 
   -c FILE        a configuration; several are laid over each other, later ones win
   --KEY VALUE    overrides any value: --model.lr 1e-4 --data.root DIR --trainer.max_epochs 3
-  --ckpt_path P  last: continue this run (fit), or its latest state; best: its best; or a file
+  --ckpt_path P  last: continue this run (fit), or its latest state; best: its best; none: the method as configured; or a file
   --debug        show the traceback of an error
 
   python -m genlab fit -c experiments/tiny/demamba.yaml
@@ -234,7 +235,7 @@ def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | Non
     """The file that ``--ckpt_path`` means.
 
     ``fit``: ``last`` continues the run, and starts it where there is nothing to continue. Evaluation: ``best`` (default) and
-    ``last`` are the run's own; without any it is ``None``, and the method says whether it can do without.
+    ``last`` are the run's own, ``none`` is none; without any it is ``None``, and the method says whether it can do without.
 
     Raises:
         UserError: ``fit`` would start a second time in a run folder.
@@ -252,6 +253,8 @@ def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | Non
             )
         if name == "last":
             return run.last_checkpoint if run.last_checkpoint.exists() else None
+    if name == "none":
+        return None
     best = run.checkpoints / str(record.get("best", "best.ckpt"))
     if name is None or name == "best":
         if best.exists():

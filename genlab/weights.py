@@ -6,16 +6,24 @@ Nothing is downloaded unasked. A hub id is looked for in ``$GENLAB_WEIGHTS/<id>`
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 from genlab.errors import MissingPath, UserError
+from genlab.files import write_bytes
+from genlab.store import content_key
 
 log = logging.getLogger(__name__)
 
 TINY_MODELS = Path(__file__).parent / "tiny_models"
+PARTS = "parts.json"  # of a tiny model that shares files with others: file -> {"from": file of another model, "prefix": of its tensors}
+NOT_PARTS = (PARTS, "recipe.json")
 
 
 class FromPretrained(Protocol):
@@ -42,7 +50,7 @@ def resolve(name: str) -> str:
         if not folder.is_dir():
             known = sorted(f"tiny:{p.name}" for p in TINY_MODELS.glob("*") if p.is_dir()) or ["none yet"]
             raise MissingPath(f"weights: there is no tiny model {name!r}; shipped with GenLab: {', '.join(known)}.")
-        return str(folder)
+        return str(_assembled(folder) if (folder / PARTS).is_file() else folder)
     if Path(name).exists():
         return name
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:
@@ -52,6 +60,36 @@ def resolve(name: str) -> str:
         if folder.is_dir():
             return str(folder)
     return name
+
+
+def _assembled(folder: Path) -> Path:
+    """A tiny model that shares files with others, whole, in the cache: those are shipped once."""
+    parts: dict[str, dict[str, str]] = json.loads((folder / PARTS).read_text())
+    own = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in NOT_PARTS]
+    key = content_key(parts, folder, [folder.parent / part["from"] for part in parts.values()])
+    cache = Path(os.environ.get("GENLAB_CACHE") or Path.home() / ".cache" / "genlab") / "weights"
+    whole = cache / f"{folder.name}-{key[:12]}"
+    if whole.is_dir():
+        return whole
+    beside = cache / f".{whole.name}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        for path in own:
+            write_bytes(beside / path.relative_to(folder), path.read_bytes())
+        for name, part in parts.items():
+            source = folder.parent / part["from"]
+            write_bytes(beside / name, _tensors(source, part["prefix"]) if "prefix" in part else source.read_bytes())
+        with contextlib.suppress(OSError):  # another process was faster
+            beside.rename(whole)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return whole
+
+
+def _tensors(file: Path, prefix: str) -> bytes:
+    """A safetensors file with those tensors of another one whose names begin with ``prefix``, which is taken off."""
+    from safetensors.torch import load_file, save
+
+    return save({name.removeprefix(prefix): value for name, value in load_file(file).items() if name.startswith(prefix)}, {"format": "pt"})
 
 
 def load_pretrained(model_class: type[FromPretrained], name: str, **options: Any) -> Any:
