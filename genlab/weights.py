@@ -50,7 +50,7 @@ def resolve(name: str) -> str:
         if not folder.is_dir():
             known = sorted(f"tiny:{p.name}" for p in TINY_MODELS.glob("*") if p.is_dir()) or ["none yet"]
             raise MissingPath(f"weights: there is no tiny model {name!r}; shipped with GenLab: {', '.join(known)}.")
-        return str(_assembled(folder) if (folder / PARTS).is_file() else folder)
+        return str(assemble(folder) if (folder / PARTS).is_file() else folder)
     if Path(name).exists():
         return name
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:
@@ -62,7 +62,7 @@ def resolve(name: str) -> str:
     return name
 
 
-def _assembled(folder: Path) -> Path:
+def assemble(folder: Path) -> Path:
     """A tiny model that shares files with others, whole, in the cache: those are shipped once."""
     parts: dict[str, dict[str, str]] = json.loads((folder / PARTS).read_text())
     own = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in NOT_PARTS]
