@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,8 +60,9 @@ class ClipSettings:
 class Frames:
     """Extracted frames of one video, window by window."""
 
-    windows: list[np.ndarray]
-    """Each (t, H, W, 3) uint8 with t <= T, since short videos have fewer frames."""
+    windows: list[Iterable[np.ndarray]]
+    """Each window in blocks (t, H, W, 3) uint8, which are worked on one after the other: a large frame that has been made small before
+    the next one is decoded has never left the processor's cache. T frames in all, or fewer of a short video."""
     start: list[float]
     """Seconds into the video; NaN where that is not known."""
 
@@ -140,14 +141,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
         frames = self._video_frames(path, rng) if self.clips.first[index] < 0 else self._frame_files(path, index, rng)
         stage, made = STAGES[s.degradation] if s.degradation else None, []
         for window in frames.windows:
-            video = torch.from_numpy(window).permute(0, 3, 1, 2)
-            if s.degradation and stage == "source":
-                video = apply(s.degradation, video, keyed_rng("degradation", s.degradation, name), s.degradation_mode)
-            video = resize(edge_crop(video, float(self.edge_crop[index])), s.image_size)
+            video = torch.cat([self._small(torch.from_numpy(block).permute(0, 3, 1, 2), index) for block in window])
             if s.degradation and stage == "clip":
                 video = apply(s.degradation, video, keyed_rng("degradation", s.degradation, name), s.degradation_mode)
             made.append(self.augmentation(video, rng) if self.augmentation is not None and rng is not None else video)
         return made, frames.start
+
+    def _small(self, block: Tensor, index: int) -> Tensor:
+        """(t, 3, H, W) as decoded -> (t, 3, S, S): what is done to every frame alike, whichever block it comes in."""
+        s, name = self.settings, str(self.clips.id[index])
+        if s.degradation is not None and STAGES[s.degradation] == "source":  # the same generator for every block: one mark at one place
+            block = apply(s.degradation, block, keyed_rng("degradation", s.degradation, name), s.degradation_mode)
+        return resize(edge_crop(block, float(self.edge_crop[index])), s.image_size)
 
     def _windows(self, count: int, rng: np.random.Generator | None) -> list[np.ndarray]:
         length, windows = self.settings.num_frames, self.settings.windows
@@ -167,7 +172,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if self.cache is not None:
             name = path.relative_to(self.clips.root).as_posix()
             windows = self._windows(self.cache.count(name), rng)
-            return Frames([self.cache.frames(name, window) for window in windows], [math.nan] * len(windows))
+            return Frames([map(_one, self.cache.each_frame(name, window)) for window in windows], [math.nan] * len(windows))
         return self._decoded(path, rng)
 
     def _decoded(self, path: Path, rng: np.random.Generator | None) -> Frames:
@@ -176,7 +181,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
             windows = [np.asarray(extracted[window]) for window in self._windows(len(extracted), rng)]
             frames = video.frames(np.concatenate(windows))  # each one decoded once
             parts = np.split(frames, np.cumsum([len(window) for window in windows])[:-1])
-            return Frames(parts, [float(video.timestamps[window[0]]) for window in windows])
+            return Frames([[part] for part in parts], [float(video.timestamps[window[0]]) for window in windows])
 
     def _frame_files(self, folder: Path, index: int, rng: np.random.Generator | None) -> Frames:
         if self.settings.degradation is not None and STAGES[self.settings.degradation] == "file":
@@ -185,7 +190,12 @@ class ClipDataset(Dataset[dict[str, Any]]):
         if count <= 0:
             raise UnreadableVideo(folder, "the list names no frames of it")
         windows = self._windows(count, rng)
-        return Frames([_read_window(folder, first, count, window) for window in windows], [math.nan] * len(windows))
+        return Frames([[_read_window(folder, first, count, window)] for window in windows], [math.nan] * len(windows))
+
+
+def _one(frame: np.ndarray) -> np.ndarray:
+    """A frame as a block."""
+    return frame[None]
 
 
 def _read_window(folder: Path, first: int, count: int, window: np.ndarray) -> np.ndarray:

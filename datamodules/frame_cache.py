@@ -27,7 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
+from torchvision.io import decode_jpeg
 from tqdm import tqdm
 
 from datamodules.frame_shards import BLOCK, END, Shards, filled, member
@@ -326,11 +328,15 @@ class FrameCache:
         return int(self.index["start"][row + 1] - self.index["start"][row])
 
     def frames(self, name: str, window: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(len(window), H, W, 3) uint8, extracted frames by their numbers from 0. An entry that is damaged on disk is named, the video
-        itself is read in its stead, with the same result, and the next build mends it.
+        """(len(window), H, W, 3) uint8, extracted frames by their numbers from 0; see :meth:`each_frame`."""
+        return np.stack(list(self.each_frame(name, window)))
+
+    def each_frame(self, name: str, window: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 each, extracted frames by their numbers from 0, decoded when asked for. An entry that is damaged on disk is
+        named, the video itself is read in its stead, with the same result, and the next build mends it.
 
         Raises:
-            UnreadableVideo: The video could not be read when the cache was built, or the entry is damaged and the video gone.
+            UnreadableVideo: At once, if the video could not be read when the cache was built, or the entry is damaged and the video gone.
         """
         wanted = np.asarray(window, np.int64)
         if not len(wanted) or wanted.min() < 0 or wanted.max() >= self.count(name):
@@ -338,7 +344,8 @@ class FrameCache:
         pictures = self._pictures(self._row(name), wanted)
         if pictures is None:
             pictures = self._again(name, wanted)
-        return np.stack([np.asarray(Image.open(io.BytesIO(picture))) for picture in pictures])
+        # torchvision's decoder gives PIL's pixels, without PIL's copies of them.
+        return (decode_jpeg(torch.frombuffer(bytearray(picture), dtype=torch.uint8)).permute(1, 2, 0).numpy() for picture in pictures)
 
     def _pictures(self, row: int, wanted: np.ndarray) -> list[bytes] | None:
         index = self.index

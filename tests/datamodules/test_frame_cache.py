@@ -20,13 +20,15 @@ import torch
 from PIL import Image
 
 from datamodules.clip_dataset import ClipDataset, ClipSettings
-from datamodules.frame_cache import FrameCache, FrameCacheFormat, FrameCacheSettings
+from datamodules.degradations import STAGES, Degradation, apply
+from datamodules.frame_cache import FrameCache, FrameCacheFormat, FrameCacheSettings, _key
 from datamodules.genvideo import GenVideo
 from datamodules.genvideo_index import Clips, scan
 from datamodules.sampling import Draw
-from datamodules.transforms import TrainAugmentation
-from datamodules.video import UnreadableVideo, extracted_indices, open_video
+from datamodules.transforms import TrainAugmentation, edge_crop, resize
+from datamodules.video import UnreadableVideo, extracted_indices, open_video, sample_window
 from genlab.errors import UserError
+from genlab.training.randomness import keyed_rng
 from tests.datamodules.video_files import coloured_frames, write_video
 
 FORMATS: tuple[FrameCacheFormat, ...] = ("jpeg", "webdataset")
@@ -179,6 +181,27 @@ def test_samples_are_the_same_clips_as_decoded_ones(tiny_genvideo: Path) -> None
                 assert (one["video"].float() - other["video"].float()).abs().mean() < 3
         assert data.protocol["frames"] == "jpeg 95, full size" and decoded.protocol["frames"] == "decoded"
         assert not list((data.open_frame_cache() or pytest.fail()).folder.glob("damaged/*"))
+
+
+@pytest.mark.parametrize("degradation", [None, "text", "crop"])
+def test_frame_by_frame_is_the_same_as_all_at_once(clips: Clips, degradation: Degradation | None) -> None:
+    """A cached clip is made small frame by frame; PIL's pixels of the stored pictures, worked on together, are the reference."""
+    cache = cache_of(clips, "jpeg")
+    cache.build(clips, workers=0, progress=False)
+    index = clips.id.tolist().index("Real/a.mp4")
+    settings, crop = ClipSettings(8, 40, degradation=degradation), np.full(len(clips), 0.1)
+    sample = ClipDataset(clips, settings, crop, cache=cache)[Draw(index, 0, 0)]
+    with tarfile.open(next(cache.folder.rglob(f"{_key('Real/a.mp4')}.tar"))) as tar:
+        window = sample_window(cache.count("Real/a.mp4"), 8)
+        files = [tar.extractfile(f"{_key('Real/a.mp4')}.{k + 1}.jpg") for k in window.tolist()]
+        whole = torch.from_numpy(np.stack([np.asarray(Image.open(io.BytesIO(file.read()))) for file in files if file])).permute(0, 3, 1, 2)
+
+    def degraded(video: torch.Tensor, stage: str) -> torch.Tensor:
+        if degradation is None or STAGES[degradation] != stage:
+            return video
+        return apply(degradation, video, keyed_rng("degradation", degradation, "Real/a.mp4"))
+
+    assert torch.equal(sample["video"][0], degraded(resize(edge_crop(degraded(whole, "source"), 0.1), 40), "clip"))
 
 
 def test_training_goes_on_without_a_clip_that_was_unreadable(clips: Clips) -> None:
