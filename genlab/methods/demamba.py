@@ -20,7 +20,7 @@ from torchmetrics import CatMetric
 from genlab.batches import Evaluated, Strip, VideoBatch
 from genlab.errors import UserError
 from genlab.metrics.generators import GeneratorMetrics, threshold_at_fpr
-from genlab.models.backbones import Backbone
+from genlab.models.backbones import Backbone, LinearInit
 from genlab.models.mamba import MambaBlock, MambaOptions
 from genlab.models.selective_scan import Backend
 from genlab.models.xclip import XCLIP
@@ -109,11 +109,11 @@ class DeMambaHead(nn.Module):
 class PoolHead(nn.Module):
     """The backbone alone, baseline of every table (paper, Table 3): norm and linear layer on the global vector."""
 
-    def __init__(self, width: int, feature_norms: bool = True) -> None:
+    def __init__(self, width: int, feature_norms: bool = True, linear_init: LinearInit = "uniform") -> None:
         super().__init__()
         self.fc_norm2 = nn.LayerNorm(width) if feature_norms else nn.Identity()
         self.fc1 = nn.Linear(width, 1)
-        nn.init.xavier_uniform_(self.fc1.weight)
+        (nn.init.xavier_normal_ if linear_init == "normal" else nn.init.xavier_uniform_)(self.fc1.weight)
         nn.init.zeros_(self.fc1.bias)
 
     def forward(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
@@ -182,7 +182,7 @@ class DeMamba(Method):
         if not settings.train_backbone:
             self.freeze_part("backbone")
         if settings.head == "pool":
-            self.head = PoolHead(self.backbone.width, self.backbone.feature_norms)
+            self.head = PoolHead(self.backbone.width, self.backbone.feature_norms, self.backbone.linear_init)
             return
         self.head = DeMambaHead(
             self.backbone.width,

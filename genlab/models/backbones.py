@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 GlobalFeature = Literal["cls", "mean"]
+LinearInit = Literal["uniform", "normal"]
 
 
 class VideoBackbone(nn.Module):
@@ -24,12 +25,14 @@ class VideoBackbone(nn.Module):
         num_frames: T that the network requires, or ``None`` where any number of frames will do.
         token_frames: T' for an input of ``num_frames`` frames; frame-wise networks have T' = T.
         feature_norms: Whether the DeMamba head normalises this backbone's features (the official code does so for X-CLIP only).
+        linear_init: How the linear layer of the baseline, ``head: pool``, begins: Glorot's uniform or normal distribution.
     """
 
     width: int
     grid: int
     num_frames: int | None = None
     feature_norms: bool = False
+    linear_init: LinearInit = "uniform"
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} must define forward.")

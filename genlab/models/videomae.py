@@ -52,6 +52,7 @@ class VideoMAETokens(VideoBackbone):
         self.norms: nn.Sequential | None = None
         if global_feature == "batch_norm":
             self.norms = nn.Sequential(nn.LayerNorm(self.width), nn.BatchNorm1d(self.width))
+            self.linear_init = "normal"  # as in the official baseline
         if config.num_frames % self.tubelet:
             raise UserError(f"VideoMAE.num_frames is {config.num_frames}; use a multiple of {self.tubelet}, the frames of one token.")
 

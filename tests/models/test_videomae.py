@@ -69,6 +69,18 @@ def test_the_baseline_normalises_over_the_batch(weights: str) -> None:
         model(video[:1])
 
 
+def test_the_baselines_linear_layer_starts_normal(weights: str) -> None:
+    """Glorot's two distributions have one deviation, sqrt(2 / (fan in + fan out)); the uniform one ends at sqrt(3) of it."""
+    model = DeMamba(VideoMAE(weights, "batch_norm"), head="pool", num_frames=4)
+    model.configure_model()
+    assert model.backbone.linear_init == "normal" and VideoMAE(weights).build().linear_init == "uniform"
+    torch.manual_seed(0)
+    deviation = (2 / 4097) ** 0.5
+    spread = {init: PoolHead(4096, linear_init=init).fc1.weight.detach() / deviation for init in ("uniform", "normal")}
+    assert all(abs(float(weight.std()) - 1) < 0.05 for weight in spread.values())
+    assert float(spread["uniform"].abs().max()) <= 3**0.5 < 3 < float(spread["normal"].abs().max())
+
+
 def test_size_is_the_papers() -> None:
     """Paper, Table 10: 86.54 M. That is ours with the 400 classes of a Kinetics head, which detection has no use for."""
     from transformers import VideoMAEConfig, VideoMAEModel

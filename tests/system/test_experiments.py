@@ -26,7 +26,7 @@ SMALL = [
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny models of the classes that the hub's have, in the folders where GenLab looks for them."""
-    from transformers import CLIPConfig, CLIPModel, VideoMAEConfig, VideoMAEModel, XCLIPConfig, XCLIPModel
+    from transformers import CLIPConfig, CLIPModel, SwinConfig, SwinModel, VideoMAEConfig, VideoMAEModel, XCLIPConfig, XCLIPModel
 
     folder = tmp_path_factory.mktemp("weights")
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 16}
@@ -46,6 +46,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = XCLIPConfig(text_config=text, vision_config=vision | more, projection_dim=16)
     XCLIPModel(config).save_pretrained(folder / "microsoft/xclip-base-patch16")
     VideoMAEModel(VideoMAEConfig(**vision, num_frames=16)).save_pretrained(folder / "MCG-NJU/videomae-base")
+    swin = SwinConfig(image_size=224, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7)
+    SwinModel(swin).save_pretrained(folder / "microsoft/swin-base-patch4-window7-224-in22k")
     return folder
 
 
