@@ -28,7 +28,7 @@ from genlab.training.randomness import keyed_rng
 log = logging.getLogger(__name__)
 
 Windows = int | Literal["all"]
-OVER_WINDOWS = ("video", "num_frames", "start")
+OVER_WINDOWS = ("video", "tokens", "global_vector", "num_frames", "start")
 
 
 @dataclass(frozen=True)
@@ -226,4 +226,4 @@ def _read_frame(folder: Path, number: int) -> np.ndarray | None:
 def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Samples to a :class:`genlab.batches.VideoBatch`: windows one after the other, the rest stacked."""
     batch = default_collate([{key: value for key, value in sample.items() if key not in OVER_WINDOWS} for sample in samples])
-    return batch | {key: torch.cat([sample[key] for sample in samples]) for key in OVER_WINDOWS}
+    return batch | {key: torch.cat([sample[key] for sample in samples]) for key in OVER_WINDOWS if key in samples[0]}

@@ -20,15 +20,17 @@ from torch.utils.data import DataLoader
 from datamodules import genvideo_checks
 from datamodules.checks import CheckReport, Item
 from datamodules.clip_dataset import ClipDataset, ClipSettings, Windows, collate
+from datamodules.clip_features import FeatureClips, feature_id
 from datamodules.degradations import Degradation
 from datamodules.frame_cache import FrameCache, FrameCacheSettings
 from datamodules.genvideo_index import Clips, cached_scan, make_clips, read_list
-from datamodules.sampling import EvalSampler, TrainLoader, TrainSampler, leave_interrupts_to_parent
+from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler, leave_interrupts_to_parent
 from datamodules.tinyworld import tiny_root
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainAugmentation, normalise
 from datamodules.video import Decoder, is_video
 from genlab.batches import VideoBatch
 from genlab.errors import MissingPath, UserError
+from genlab.store import FeatureReader
 from genlab.training.randomness import fold_key
 
 log = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ class GenVideo(L.LightningDataModule):
         self.cache_settings = FrameCacheSettings(frame_cache, fps, frame_cache_size) if frame_cache != "none" else None
         self.splits: dict[str, Clips] = {}
         self.index: dict[str, Clips] = {}
+        self.features: dict[str, tuple[FeatureReader, int]] = {}  # splits whose clips are read as features, and in how many views
 
     @property
     def hparams(self) -> Any:
@@ -289,8 +292,14 @@ class GenVideo(L.LightningDataModule):
             raise UserError(f"data.{split}_generators: no {split} clips of {', '.join(wrong)}; there are {', '.join(clips.generators)}.")
         return clips.where((clips.label == 0) | np.isin(clips.generator, list(names)))
 
-    def dataset(self, split: str, degradation: Degradation | None = None) -> ClipDataset:
-        """The clips of a split that is set up, degraded or not."""
+    def dataset(self, split: str, degradation: Degradation | None = None) -> ClipDataset | FeatureClips:
+        """The clips of a split that is set up, degraded or not; features of them where those are to be used."""
+        if split in self.features and degradation is None:
+            return FeatureClips(self.splits[split], *self.features[split])
+        return self.clip_dataset(split, degradation)
+
+    def clip_dataset(self, split: str, degradation: Degradation | None = None) -> ClipDataset:
+        """The clips of a split in pixels."""
         h, clips, training = self.hparams, self.splits[split], split == "train"
         crop = np.full(len(clips), 0.0 if training else h.eval_edge_crop)
         if training:
@@ -300,10 +309,13 @@ class GenVideo(L.LightningDataModule):
         cache = self.open_frame_cache() if split != "predict" else None  # the user's own files are read once
         return ClipDataset(clips, settings, crop, training, self.augmentation if training else None, cache)
 
-    def train_dataloader(self) -> TrainLoader:
+    def _train_sampler(self, rank: int, world_size: int) -> TrainSampler:
         clips = self.splits["train"]
         classes = clips.label if self.hparams.balance == "classes" else None
-        sampler = TrainSampler(classes, len(clips), self.hparams.seed, *self._ranks())
+        return TrainSampler(classes, len(clips), self.hparams.seed, rank, world_size)
+
+    def train_dataloader(self) -> TrainLoader:
+        sampler = self._train_sampler(*self._ranks())
         if len(sampler) < self.hparams.batch_size:
             raise UserError(
                 f"data.batch_size: {self.hparams.batch_size} is more than the {len(sampler)} clips that an epoch has for each device."
@@ -328,6 +340,49 @@ class GenVideo(L.LightningDataModule):
         size = self.hparams.eval_batch_size
         return DataLoader(dataset, batch_size=size, sampler=sampler, generator=torch.Generator(), **self._loading())
 
+    # Features in place of clips: see genlab.training.features.FeatureSource.
+
+    def feature_draws(self, split: str, views: int) -> list[Draw]:
+        """What the coming fit reads; in training, all views of all clips where nobody knows for how many epochs."""
+        trainer, world = self.trainer, self._ranks()[1]
+        assert trainer is not None
+        if split != "train":
+            limit = _limited(trainer.limit_val_batches, len(self.splits[split]), world, self.hparams.eval_batch_size, whole=False)
+            return list(EvalSampler(len(self.splits[split])))[:limit]
+        sampler = self._train_sampler(0, 1)
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            return [Draw(index, view) for view in range(views) for index in range(len(self.splits[split]))]
+        limit = _limited(trainer.limit_train_batches, len(sampler), world, self.hparams.batch_size, whole=True)
+        draws: dict[Draw, None] = {}
+        for epoch in range(trainer.max_epochs):
+            sampler.set_epoch(epoch)
+            draws |= dict.fromkeys(Draw(int(index), epoch % views) for index in sampler.order()[:limit])
+        return list(draws)
+
+    def feature_id(self, split: str, draw: Draw) -> str:
+        """Names a draw of ``feature_draws``, which carries its view as epoch."""
+        return feature_id(self.splits[split], draw.index, draw.epoch)
+
+    def feature_key(self, split: str) -> dict[str, Any]:
+        """All that the pixels of a split's clips depend on."""
+        h = self.hparams
+        own = ("seed", "train_edge_crop") if split == "train" else ("eval_edge_crop", "eval_clips")
+        names = ("num_frames", "image_size", "fps", "decoder", "mean", "std", *own)
+        return {name: h[name] for name in names} | {
+            "clips": self.splits[split].fingerprint,
+            "frames": self.cache_settings.description if self.cache_settings else "decoded",
+            "augmentation": repr(self.augmentation) if split == "train" else "",
+        }
+
+    def feature_loader(self, split: str, draws: Sequence[Draw]) -> DataLoader[Any]:
+        """Batches of these draws, in pixels, in this order."""
+        size = self.hparams.eval_batch_size
+        return DataLoader(self.clip_dataset(split), size, sampler=list(draws), generator=torch.Generator(), **self._loading())
+
+    def use_features(self, split: str, reader: FeatureReader, views: int) -> None:
+        """From now on loaders of this split read features."""
+        self.features[split] = (reader, views)
+
     def _loading(self) -> dict[str, Any]:
         workers = self.hparams.num_workers
         return {
@@ -341,11 +396,31 @@ class GenVideo(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:
-        """uint8 -> normalised float32 on the device; the uint8 stays under ``pixels``."""
+        """uint8 -> normalised float32 on the device; the uint8 stays under ``pixels``. Features become float32."""
+        if "tokens" in batch:
+            batch["tokens"], batch["global_vector"] = batch["tokens"].float(), batch["global_vector"].float()
+            return batch
         batch["pixels"] = batch["video"]
         mean, std = self.hparams.mean or IMAGENET_MEAN, self.hparams.std or IMAGENET_STD
         batch["video"] = normalise(batch["pixels"], mean, std, batch["num_frames"])
         return batch
+
+
+def _limited(limit: int | float | None, samples: int, world_size: int, batch_size: int, whole: bool) -> int:
+    """How many samples of an epoch's order all ranks together get to see under Lightning's limit of batches.
+
+    Args:
+        limit: A number of batches of each rank, a share of them, or ``None`` for all.
+        samples: In the order.
+        world_size: Ranks that it is dealt out to.
+        batch_size: Of each rank.
+        whole: Whether incomplete batches are left out.
+    """
+    mine = samples // world_size if whole else -(-samples // world_size)
+    batches = mine // batch_size if whole else -(-mine // batch_size)
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return min(samples, batches * batch_size * world_size)
 
 
 def user_clips(paths: Sequence[str]) -> Clips:

@@ -14,9 +14,13 @@ class VideoBatch(TypedDict):
     B videos give W >= B clips: one each in training; in evaluation a video may have several windows, which lie together.
     """
 
-    video: Tensor
+    video: NotRequired[Tensor]
     """(W, T, 3, H, W): uint8 0..255 RGB from the loader, float32 normalised on the device. Frames from ``num_frames[w]`` on are zero
     after normalisation."""
+    tokens: NotRequired[Tensor]
+    """(W, T', G, G, C): in place of ``video``, what a frozen backbone made of it; fp16 from the loader, float32 on the device."""
+    global_vector: NotRequired[Tensor]
+    """(W, C) float32, together with ``tokens``."""
     num_frames: Tensor
     """(W,) int64, how many of the T frames are real."""
     windows: Tensor

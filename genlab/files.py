@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
+def cache_folder() -> Path:
+    """Where everything is kept that can be made again: ``$GENLAB_CACHE``, or ``~/.cache/genlab``."""
+    return Path(os.environ.get("GENLAB_CACHE") or "~/.cache/genlab").expanduser()
+
+
 def write_bytes(path: Path | str, content: bytes, sync: bool = True) -> Path:
     """Writes beside the file and renames, so that a reader, or whoever comes after a crash, sees the old file or the new one.
 

@@ -201,9 +201,55 @@ class FeatureStore:
                 target[list(to)] = array[list(source_rows)]
         return loaded
 
+    def reader(self) -> FeatureReader:
+        """Single samples of what is stored now."""
+        return FeatureReader(list(self._shards()))
+
     def _shards(self) -> Iterator[tuple[Path, list[str]]]:
         from safetensors import safe_open
 
         for path in sorted(self.folder.glob("[!.]*.safetensors")):
             with safe_open(path, framework="numpy") as file:  # reads the header alone
                 yield path, json.loads(file.metadata()["ids"])
+
+
+class FeatureReader:
+    """Reads one sample at a time, a slice of its file each; small enough to be handed to loader workers for millions of samples.
+
+    Args:
+        shards: Files, and the ids of their rows.
+    """
+
+    def __init__(self, shards: Sequence[tuple[Path, Sequence[str]]]) -> None:
+        import numpy as np
+
+        keys = np.array([_short(name) for _, names in shards for name in names], np.uint64)
+        files = np.array([number for number, (_, names) in enumerate(shards) for _ in names], np.int32)
+        rows = np.array([row for _, names in shards for row in range(len(names))], np.int32)
+        order = np.argsort(keys, kind="stable")
+        self._paths, self._keys, self._files, self._rows = [path for path, _ in shards], keys[order], files[order], rows[order]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, name: str) -> dict[str, np.ndarray]:
+        """Arrays by name, without the batch axis.
+
+        Raises:
+            KeyError: The sample is not stored.
+        """
+        import numpy as np
+        from safetensors import safe_open
+
+        key = np.uint64(_short(name))
+        place = int(np.searchsorted(self._keys, key))
+        if place == len(self._keys) or self._keys[place] != key:
+            raise KeyError(f"no features of {name!r} among the {len(self)} stored.")
+        row = int(self._rows[place])
+        with safe_open(self._paths[self._files[place]], framework="numpy") as file:
+            return {each: file.get_slice(each)[row : row + 1][0] for each in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def _short(name: str) -> int:
+    """64 bits that name an id."""
+    return int.from_bytes(hashlib.blake2b(str(name).encode(), digest_size=8).digest(), "big")

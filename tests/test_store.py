@@ -143,6 +143,11 @@ def test_features_continue_after_a_stop_and_over_another_number_of_ranks(tmp_pat
     assert store.fill(ids, stopped) == 0
     loaded = store.load(["7", "31", "7"])
     assert loaded["label"].tolist() == [7, 31, 7]
+    reader = pickle.loads(pickle.dumps(store.reader()))
+    assert len(reader) == 50 and all(reader[name]["label"] == int(name) for name in ids)
+    assert reader["31"]["tokens"].shape == (2, 3) and reader["31"]["tokens"].dtype == loaded["tokens"].dtype
+    with pytest.raises(KeyError, match="'50' among the 50"):
+        reader["50"]
     assert loaded["tokens"].shape == (3, 2, 3)
     assert (loaded["tokens"][1] == 31).all()
     everything = store.load()

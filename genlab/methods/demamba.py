@@ -25,7 +25,8 @@ from genlab.models.mamba import MambaBlock, MambaOptions
 from genlab.models.selective_scan import Backend
 from genlab.models.xclip import XCLIP
 from genlab.models.zones import ScanPath, ZoneOrder, token_order
-from genlab.training.base import Method
+from genlab.training.base import Method, to_plain
+from genlab.training.features import cache_features, weights_key
 
 
 class LocalFeatures(NamedTuple):
@@ -133,6 +134,10 @@ class DeMamba(Method):
         mamba: Options of the Mamba block.
         scan_backend: Kernel of the selective scan: ``auto``, ``mamba_ssm`` (CUDA), ``cpu`` or ``torch``.
         train_backbone: Full training (paper: FT), or ``false`` for partial tuning (PT): the backbone is frozen.
+        cached_views: With a frozen backbone: compute its tokens once, before the fit, for this many views (windows and augmentations) of
+            each training clip, keep them in ``$GENLAB_CACHE/features`` in fp16, and train on those. Epoch e sees the view e modulo this
+            number, drawn as ever: with as many views as epochs training is the same, with fewer, views come again. Left out, the
+            backbone runs in every step.
         lr: Learning rate. Paper: 1e-6 for CLIP and X-CLIP, 1e-5 for VideoMAE and networks from scratch.
         head_lr: Learning rate of the head; left out, ``lr``, as in the paper.
         weight_decay: Of AdamW. Official code: 1e-8.
@@ -156,6 +161,7 @@ class DeMamba(Method):
         mamba: MambaOptions | None = None,
         scan_backend: Backend = "auto",
         train_backbone: bool = True,
+        cached_views: int | None = None,
         lr: float = 1e-6,
         head_lr: float | None = None,
         weight_decay: float = 1e-8,
@@ -169,6 +175,13 @@ class DeMamba(Method):
         self.save_hyperparameters(logger=False)
         if fpr is not None and not 0 < fpr < 1:
             raise UserError(f"model.fpr: {fpr} is not a rate between 0 and 1; 0.01 allows one false alarm in a hundred real clips.")
+        if cached_views is not None and train_backbone:
+            raise UserError(
+                "model.cached_views: the backbone is trained, so its tokens change with every step and cannot be kept. Set "
+                "model.train_backbone to false (experiments/presets/demamba_partial.yaml), or leave cached_views out."
+            )
+        if cached_views is not None and cached_views < 1:
+            raise UserError(f"model.cached_views: {cached_views} is too small; with one view of each clip every epoch is alike.")
         self.backbone_settings, self.mamba_options = backbone or XCLIP(), mamba or MambaOptions()
         self.validation_scores: Tensor | None = None  # P(fake) of the real validation clips, for ``fpr``; kept in checkpoints
         self.metrics = nn.ModuleDict()
@@ -196,6 +209,21 @@ class DeMamba(Method):
             settings.scan_backend,
         )
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.hparams.cached_views is not None:
+            views = {"train": self.hparams.cached_views, "val": 1}
+            key = {"backbone": to_plain(self.backbone_settings), "weights": weights_key(self.backbone)}
+            cache_features(self.trainer, views, self._cacheable, key)
+
+    def _cacheable(self, batch: VideoBatch) -> dict[str, Tensor]:
+        tokens, global_vector = self.features(batch["video"])
+        return {"tokens": tokens.half(), "global_vector": global_vector.float()}
+
+    def _batch_features(self, batch: VideoBatch) -> tuple[Tensor, Tensor]:
+        """Tokens and global vector of a batch: those that it brings along, or the backbone's."""
+        return (batch["tokens"], batch["global_vector"]) if "tokens" in batch else self.features(batch["video"])
+
     def features(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, 3, H, W), normalised -> tokens (B, T', G, G, C) and global vector (B, C)."""
         if video.shape[1] != self.hparams.num_frames:
@@ -217,7 +245,8 @@ class DeMamba(Method):
         return self.head(*self.features(video))
 
     def training_step(self, batch: VideoBatch, batch_idx: int) -> Tensor:
-        logits = self(batch["video"])
+        assert self.head is not None
+        logits = self.head(*self._batch_features(batch))
         loss = F.binary_cross_entropy_with_logits(logits.float(), batch["label"].float())
         self.log(
             "train/unreadable",
@@ -293,7 +322,7 @@ class DeMamba(Method):
     def _evaluate(self, batch: VideoBatch, measured: str | None, pictures: bool) -> tuple[Evaluated, Tensor]:
         """Scores a batch: the logit of a video is the mean over its windows."""
         assert self.head is not None
-        tokens, global_vector = self.features(batch["video"])
+        tokens, global_vector = self._batch_features(batch)
         windows = self.head(tokens, global_vector).double().split(batch["windows"].tolist())
         scores, readable = torch.stack([logits.mean() for logits in windows]).sigmoid(), batch["readable"]
         if measured is not None:
@@ -314,7 +343,7 @@ class DeMamba(Method):
             shown.append(first + strongest)
             first += len(windows[i])
         out: Evaluated = {"rows": rows}
-        if pictures:
+        if pictures and "pixels" in batch:  # features come without
             out["strips"] = self._strips(batch, tokens[shown], global_vector[shown], rows, shown)
         return out, scores
 
