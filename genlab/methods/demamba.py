@@ -69,7 +69,7 @@ class DeMambaHead(nn.Module):
     ) -> None:
         super().__init__()
         self.register_buffer("order", token_order(grid, zone_size, num_frames, zone_order, scan), persistent=False)
-        self.zones = len(self.order)
+        self.zones, self.shape = len(self.order), (num_frames, grid, grid)
         self.mamba = MambaBlock(width, mamba or MambaOptions(), scan_backend)
         self.fc_norm = nn.LayerNorm(self.zones * width) if feature_norms else nn.Identity()
         self.fc_norm2 = nn.LayerNorm(width) if feature_norms else nn.Identity()
@@ -85,26 +85,32 @@ class DeMambaHead(nn.Module):
 
     def classify(self, zone_mean: Tensor, global_vector: Tensor) -> Tensor:
         """Zone means (B, P, C), zone-major, and global vector (B, C) -> logit (B,)."""
-        features = torch.cat([self.fc_norm2(global_vector), self.fc_norm(zone_mean.flatten(1))], dim=1)
-        return self.fc1(features).squeeze(1)
+        kind = self.fc1.weight.dtype
+        with torch.autocast(zone_mean.device.type, enabled=False):  # logits of bf16 have three digits: AP would rank ties
+            features = torch.cat([self.fc_norm2(global_vector.to(kind)), self.fc_norm(zone_mean.flatten(1).to(kind))], dim=1)
+            return self.fc1(features).squeeze(1)
 
     def forward(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
         return self.classify(self.local_features(tokens).zone_mean, global_vector)
 
-    def evidence(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
+    def evidence(self, sequences: Tensor, global_vector: Tensor) -> Tensor:
         """Which places speak for "generated": gradient of the logit times activation, after the Mamba block (ours, not the paper's).
+
+        Args:
+            sequences: (B, P, L, C) of ``local_features``.
+            global_vector: (B, C).
 
         Returns:
             (B, T, G, G); a place's share of its zone's mean, so the sum over a zone is gradient times zone mean.
         """
         with torch.enable_grad():
-            sequences = self.local_features(tokens).sequences.detach().requires_grad_()
+            sequences = sequences.detach().requires_grad_()
             logit = self.classify(sequences.mean(2), global_vector.detach()).sum()
             (gradient,) = torch.autograd.grad(logit, sequences)
         share = (gradient * sequences).sum(-1).detach()  # (B, P, L)
         places = share.new_empty(share.shape[0], share[0].numel())
         places[:, self.order.flatten()] = share.flatten(1)
-        return places.view(tokens.shape[:4])
+        return places.view(len(places), *self.shape)
 
 
 class PoolHead(nn.Module):
@@ -118,7 +124,8 @@ class PoolHead(nn.Module):
         nn.init.zeros_(self.fc1.bias)
 
     def forward(self, tokens: Tensor, global_vector: Tensor) -> Tensor:
-        return self.fc1(self.fc_norm2(global_vector)).squeeze(1)
+        with torch.autocast(global_vector.device.type, enabled=False):  # see DeMambaHead.classify
+            return self.fc1(self.fc_norm2(global_vector.to(self.fc1.weight.dtype))).squeeze(1)
 
 
 class DeMamba(Method):
@@ -323,8 +330,14 @@ class DeMamba(Method):
         """Scores a batch: the logit of a video is the mean over its windows."""
         assert self.head is not None
         tokens, global_vector = self._batch_features(batch)
-        windows = self.head(tokens, global_vector).double().split(batch["windows"].tolist())
-        scores, readable = torch.stack([logits.mean() for logits in windows]).sigmoid(), batch["readable"]
+        sequences: Tensor | None = None
+        if isinstance(self.head, DeMambaHead):
+            sequences, zone_mean = self.head.local_features(tokens)
+            logits = self.head.classify(zone_mean, global_vector)
+        else:
+            logits = self.head(tokens, global_vector)
+        windows = logits.double().split(batch["windows"].tolist())
+        scores, readable = torch.stack([each.mean() for each in windows]).sigmoid(), batch["readable"]
         if measured is not None:
             generators = [name for name, ok in zip(batch["generator"], readable.tolist()) if ok]
             self._metric(measured).update(scores[readable], batch["label"][readable], generators, batch["index"][readable])
@@ -344,15 +357,15 @@ class DeMamba(Method):
             first += len(windows[i])
         out: Evaluated = {"rows": rows}
         if pictures and "pixels" in batch:  # features come without
-            out["strips"] = self._strips(batch, tokens[shown], global_vector[shown], rows, shown)
+            out["strips"] = self._strips(batch, None if sequences is None else sequences[shown], global_vector[shown], rows, shown)
         return out, scores
 
     def _strips(
-        self, batch: VideoBatch, tokens: Tensor, global_vector: Tensor, rows: list[dict[str, Any]], windows: list[int]
+        self, batch: VideoBatch, sequences: Tensor | None, global_vector: Tensor, rows: list[dict[str, Any]], windows: list[int]
     ) -> list[Strip]:
         heat: list[np.ndarray | None] = [None] * len(rows)
-        if isinstance(self.head, DeMambaHead):
-            evidence = self.head.evidence(tokens, global_vector).float()
+        if isinstance(self.head, DeMambaHead) and sequences is not None:
+            evidence = self.head.evidence(sequences, global_vector).float()
             if self.hparams.zone_order != "official":  # the sequences of the released code are no zones
                 evidence = F.avg_pool2d(evidence, self.hparams.zone_size)
             heat = list(evidence.cpu().numpy())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.methods.demamba import DeMamba, DeMambaHead
+from genlab.methods.demamba import DeMamba, DeMambaHead, PoolHead
 from genlab.models.backbones import Backbone, TinyPatch, VideoBackbone
 from genlab.models.clip import CLIPTokens
 from genlab.models.mamba import MambaOptions
@@ -184,9 +184,10 @@ def test_drop_path_tells_zones_apart_in_training_only(head: DeMambaHead) -> None
 
 def test_evidence_is_gradient_times_zone_mean(head: DeMambaHead) -> None:
     tokens, vectors = torch.randn(2, 4, 6, 6, 16), torch.randn(2, 16)
-    zone_mean = head.local_features(tokens).zone_mean.detach().requires_grad_()
+    sequences, zone_mean = head.local_features(tokens)
+    zone_mean = zone_mean.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(head.classify(zone_mean, vectors).sum(), zone_mean)
-    evidence = head.evidence(tokens, vectors)
+    evidence = head.evidence(sequences, vectors)
     zones = evidence.view(2, 4, 3, 2, 3, 2).sum((1, 3, 5)).flatten(1)
     torch.testing.assert_close(zones, (gradient * zone_mean).sum(-1).detach(), atol=1e-6, rtol=1e-4)
 
@@ -234,7 +235,29 @@ def toy_clips(task: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     return (video + 0.02 * torch.randn(video.shape, generator=generator)) * 2 - 1, label
 
 
-def learn(task: str, steps: int, seed: int, **options: Any) -> float:
+def test_bf16_autocast_keeps_the_ranking() -> None:
+    """Backbone and projections in bf16, scan and last layer in fp32: logits close to fp32's, and as finely graded."""
+    from transformers import XCLIPVisionConfig, XCLIPVisionModel
+
+    torch.manual_seed(0)
+    config = XCLIPVisionConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128, image_size=32, patch_size=8, num_frames=4
+    )
+    backbone = XCLIPTokens(XCLIPVisionModel(config)).eval()
+    for head in (DeMambaHead(64, 4, 4, 2).eval(), PoolHead(64).eval()):
+        video = torch.randn(48, 4, 3, 32, 32)
+        with torch.no_grad():
+            exact = head(*backbone(video))
+            with torch.autocast("cpu", torch.bfloat16):
+                tokens, vector = backbone(video)
+                rough = head(tokens, vector)
+        assert rough.dtype == torch.float32 and len(rough.unique()) == 48
+        assert (rough - exact).abs().max() < 0.05 * exact.std(), type(head).__name__
+    double = DeMambaHead(64, 4, 4, 2).double()
+    assert double(tokens.double(), vector.double()).dtype == torch.float64
+
+
+def learn(task: str, steps: int, seed: int, precision: torch.dtype = torch.float32, **options: Any) -> float:
     torch.manual_seed(seed)
     model = tiny(**options).train()
     video, label = toy_clips(task, 2048, 10 * seed)
@@ -243,17 +266,24 @@ def learn(task: str, steps: int, seed: int, **options: Any) -> float:
     for _ in range(steps):
         picked = torch.randint(0, len(video), (32,), generator=shuffle)
         optimizer.zero_grad()
-        F.binary_cross_entropy_with_logits(model(video[picked]), label[picked].float()).backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            logits = model(video[picked])
+        F.binary_cross_entropy_with_logits(logits, label[picked].float()).backward()
         optimizer.step()
     model.eval()
     video, label = toy_clips(task, 512, 10 * seed + 1)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
         return ((model(video) > 0) == label.bool()).double().mean().item()
 
 
 @pytest.mark.slow
 def test_learns_what_one_frame_shows() -> None:
     assert learn("spatial", 150, seed=0) >= 0.97
+
+
+@pytest.mark.slow
+def test_learns_in_bf16_too() -> None:
+    assert learn("temporal", 500, seed=0, precision=torch.bfloat16) >= 0.90
 
 
 @pytest.mark.slow
