@@ -24,12 +24,15 @@ class Media(Callback):
     Args:
         folder: Where the pictures go.
         per_sheet: Strips on a sheet.
+
+    Attributes:
+        drawn: Pictures of samples so far; the next one's number.
     """
 
     def __init__(self, folder: Path, per_sheet: int = 8) -> None:
         self.folder, self.per_sheet = folder, per_sheet
         self._strips: list[Strip] = []
-        self._drawn = 0
+        self.drawn = 0
 
     def _keep(self, trainer: Trainer, outputs: Any) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and isinstance(outputs, dict):
@@ -69,9 +72,9 @@ class Media(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         for strip in outputs.get("strips", []) if isinstance(outputs, dict) else []:
-            number = self._drawn * trainer.world_size + trainer.global_rank
+            number = self.drawn * trainer.world_size + trainer.global_rank
             draw(strip, self.folder / f"{number:05d}_{file_name(strip['id'])}.png")
-            self._drawn += 1
+            self.drawn += 1
 
 
 def draw(strip: Strip, path: Path | None = None) -> Image.Image:

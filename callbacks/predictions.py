@@ -23,12 +23,13 @@ class Predictions(Callback):
 
     Attributes:
         rows: Of the latest complete evaluation, on rank zero.
+        mine: Of the evaluation under way, those of this rank.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "predictions.csv"
         self.rows: list[dict[str, Any]] = []
-        self._mine: list[dict[str, Any]] = []
+        self.mine: list[dict[str, Any]] = []
 
     @property
     def counts(self) -> dict[str, int]:
@@ -36,19 +37,19 @@ class Predictions(Callback):
         return {"n_expected": len(self.rows), "n_scored": sum(row["status"] == "ok" for row in self.rows)}
 
     def _start(self) -> None:
-        self._mine = []
+        self.mine = []
 
     def _keep(self, outputs: Any) -> None:
         if isinstance(outputs, dict):
-            self._mine += outputs.get("rows", [])
+            self.mine += outputs.get("rows", [])
 
     def _finish(self, trainer: Trainer) -> None:
         if trainer.sanity_checking:
             return
-        gathered: list[list[dict[str, Any]] | None] = [self._mine]
+        gathered: list[list[dict[str, Any]] | None] = [self.mine]
         if trainer.world_size > 1:
             gathered = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, self._mine)
+            torch.distributed.all_gather_object(gathered, self.mine)
         if trainer.is_global_zero:
             self.rows = sorted((row for part in gathered for row in part or []), key=lambda row: str(row["id"]))
             if self.rows:

@@ -37,7 +37,7 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_seconds, self.every_steps = path, every_minutes * 60, every_steps
         self.signalled = False
         self.saved_at, self.saved_step = time.monotonic(), -1
-        self._common_batches = 0
+        self._common_batches: list[int] = []
 
     def _listen(self) -> None:
         """Lightning's own handlers are in by now; ours take their place."""
@@ -90,7 +90,7 @@ class LastCheckpoint(Checkpoint):
             log.info("stopped by a signal at step %d; continue with --ckpt_path last", trainer.global_step)
             raise SystemExit(CONTINUE_ME)
 
-    # Evaluation: there is nothing to save, what was scored is in the rows that the predictions callback keeps.
+    # Evaluation: callbacks.evaluation.EvaluationState saves what there is.
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_evaluation(trainer, trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches)
@@ -104,27 +104,29 @@ class LastCheckpoint(Checkpoint):
     def _start_evaluation(self, trainer: Trainer, batches: list[int | float]) -> None:
         self._listen()
         # Without padding ranks may differ by a batch; they may only ask each other while all are at it.
-        mine = torch.tensor(float(min(batches, default=0)), device=trainer.strategy.root_device)
-        self._common_batches = int(-float(trainer.strategy.reduce(-mine, reduce_op="max"))) if trainer.world_size > 1 else int(mine)
+        common = torch.tensor([float(count) for count in batches], device=trainer.strategy.root_device)
+        if trainer.world_size > 1:
+            common = -torch.as_tensor(trainer.strategy.reduce(-common, reduce_op="max"))
+        self._common_batches = [int(count) for count in common.tolist()]
 
-    def _poll(self, trainer: Trainer, batch_idx: int) -> None:
-        if batch_idx < self._common_batches:
+    def _poll(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
+        if batch_idx < self._common_batches[dataloader_idx]:
             self._stop_if_signalled(trainer)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._poll(trainer, batch_idx)
+        self._poll(trainer, batch_idx, dataloader_idx)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._poll(trainer, batch_idx)
+        self._poll(trainer, batch_idx, dataloader_idx)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self._poll(trainer, batch_idx)
+        self._poll(trainer, batch_idx, dataloader_idx)
 
 
 def _next_boundary(trainer: Trainer, done: int) -> float:

@@ -124,6 +124,8 @@ class GenVideo(L.LightningDataModule):
         self.cache_settings = FrameCacheSettings(frame_cache, fps, frame_cache_size) if frame_cache != "none" else None
         self.splits: dict[str, Clips] = {}
         self.index: dict[str, Clips] = {}
+        self.evaluated: list[int] = []  # batches of each evaluation loader of this rank that an earlier start has done
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # all of a loader may be done on one rank, but not on another
         self.features: dict[str, tuple[FeatureReader, int]] = {}  # splits whose clips are read as features, and in how many views
 
     @property
@@ -328,16 +330,17 @@ class GenVideo(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
         if self.test_sets is None:
             return self._eval_loader("test")
-        return [self._eval_loader("test", None if name == CLEAN else cast(Degradation, name)) for name in self.test_sets]
+        sets = [None if name == CLEAN else cast(Degradation, name) for name in self.test_sets]
+        return [self._eval_loader("test", degradation, number) for number, degradation in enumerate(sets)]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("predict")
 
-    def _eval_loader(self, split: str, degradation: Degradation | None = None) -> DataLoader[Any]:
-        dataset = self.dataset(split, degradation)
-        sampler = EvalSampler(len(dataset), *self._ranks())
+    def _eval_loader(self, split: str, degradation: Degradation | None = None, number: int = 0) -> DataLoader[Any]:
+        dataset, size = self.dataset(split, degradation), self.hparams.eval_batch_size
+        done = self.evaluated[number] if number < len(self.evaluated) else 0
+        sampler = EvalSampler(len(dataset), *self._ranks(), start=done * size)
         # By name: Lightning makes the loader of a prediction anew from its arguments.
-        size = self.hparams.eval_batch_size
         return DataLoader(dataset, batch_size=size, sampler=sampler, generator=torch.Generator(), **self._loading())
 
     # Features in place of clips: see genlab.training.features.FeatureSource.

@@ -88,10 +88,15 @@ class EvalSampler(Sampler[Draw]):
     """Every sample exactly once over all ranks, none twice: ranks may differ by one sample.
 
     The order is shuffled once and for all, so that the first batches already show every class.
+
+    Args:
+        size: Number of samples.
+        rank, world_size: This process, and how many there are.
+        start: Samples of this rank that are done already.
     """
 
-    def __init__(self, size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = keyed_rng("evaluation order").permutation(size)[rank::world_size]
+    def __init__(self, size: int, rank: int = 0, world_size: int = 1, start: int = 0) -> None:
+        self.indices = keyed_rng("evaluation order").permutation(size)[rank::world_size][start:]
 
     def __iter__(self) -> Iterator[Draw]:
         return (Draw(int(index), epoch=0) for index in self.indices)

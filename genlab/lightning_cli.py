@@ -14,13 +14,14 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.environment import RunRecord
+from callbacks.evaluation import EvaluationState
 from callbacks.media import Media
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.predictions import Predictions
@@ -105,9 +106,10 @@ class GenLabCLI(LightningCLI):
         self.record = RunRecord(
             folder, config, str(settings.experiment), self.predictions, str(self.checkpoint) if self.checkpoint else None
         )
-        callbacks = [
+        media = Media(folder.media)
+        callbacks: list[Callback] = [
             self.predictions,
-            Media(folder.media),
+            media,
             Throughput(),
             LastCheckpoint(folder.last_checkpoint, settings.checkpoint_minutes, settings.checkpoint_steps),
             self.record,
@@ -115,6 +117,9 @@ class GenLabCLI(LightningCLI):
         ]
         if self.verb == "fit":
             callbacks.append(ExactResume())
+        else:  # after the callbacks whose state it saves
+            seconds = min(30.0, 60 * settings.checkpoint_minutes)
+            callbacks.append(EvaluationState(folder.path, config, self.checkpoint, self.predictions, media, seconds))
         trainer_config = self._get(self.config_init, "trainer")
         kwargs["default_root_dir"] = str(folder.path)
         kwargs["logger"] = self._loggers(folder, trainer_config.get("logger"))

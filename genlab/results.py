@@ -36,7 +36,8 @@ class RunSettings:
         root: Folder of all runs.
         experiment: Folder below ``root``; left out, the path of the first config file below ``experiments/`` without its ending.
         name: Folder below the experiment; left out, ``seed<seed_everything>``.
-        checkpoint_minutes: Longest time between two writes of ``last.ckpt``; it is also written before each validation.
+        checkpoint_minutes: Longest time between two writes of ``last.ckpt``; it is also written before each validation. Evaluations write
+            where they are at least twice a minute.
         checkpoint_steps: Likewise in optimizer steps; left out, the clock alone decides.
         allow_unreadable: Exit with 0 although samples could not be read (else 3). They are counted and listed either way.
     """

@@ -155,6 +155,7 @@ class DeMamba(Method):
         f1_official: Report F1 from the truncated counts of the official evaluation instead of the exact ones.
     """
 
+    resumable_evaluation = True
     val_real_scores: CatMetric
 
     def __init__(

@@ -25,6 +25,10 @@ class Method(L.LightningModule):
     needs_checkpoint = True
     """Whether evaluating without a checkpoint would be evaluating random weights. Zero-shot methods say ``False``."""
 
+    resumable_evaluation = False
+    """Whether all that an evaluation gathers is in torchmetrics objects of this module and in the rows that steps return; then a killed
+    one goes on where it was."""
+
     def __init__(self) -> None:
         super().__init__()
         self._frozen: list[str] = []
