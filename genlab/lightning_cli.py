@@ -250,8 +250,12 @@ def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, chec
             path = Path(folder) / "config.yaml"
             path.write_text(config, encoding="utf-8")
             cli = GenLabCLI(verb, run, settings, checkpoint, args=[verb, "-c", str(path)])
-    except ArgumentError as error:
-        raise UserError(f"configuration: {error}") from error
+    except (ArgumentError, ValueError) as error:
+        if (said := _user_error_behind(error)) is not None:
+            raise said from error
+        if isinstance(error, ArgumentError):
+            raise UserError(f"configuration: {error}") from error
+        raise
     except MisconfigurationException as error:
         hint = (
             " Lay -c experiments/trainer/cpu.yaml over it to run on the CPU."
@@ -260,3 +264,11 @@ def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, chec
         )
         raise UserError(f"trainer: {error}{hint}") from error
     return UNREADABLE if is_first_process() and cli.unreadable and not settings.allow_unreadable else 0
+
+
+def _user_error_behind(error: BaseException) -> UserError | None:
+    """What a constructor refused: where a class is one of several types allowed, jsonargparse wraps it into a list of all of them."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__ or seen.__context__
+    return seen
