@@ -1,0 +1,21 @@
+"""Learning rates as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+
+def warm_cosine(step: int, warmup: int, steps: int, floor: float = 0.0) -> float:
+    """Factor on the peak learning rate: rises linearly over ``warmup`` steps, then falls on half a cosine to ``floor`` at ``steps``."""
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def warm_flat(step: int, warmup: int, steps: int, cooldown: float) -> float:
+    """Factor on the learning rate: rises over ``warmup`` steps, stays 1, and falls linearly to 0 over the last ``cooldown`` of all steps.
+
+    Until the fall begins it does not depend on ``steps``, so that a run can still be made longer.
+    """
+    return min((step + 1) / (warmup + 1), 1.0, max(steps - step, 0) / max(cooldown * steps, 1))
