@@ -87,7 +87,8 @@ def group_numbers(samples: Sequence[Captioned]) -> NDArray[np.int64]:
 
 
 def _position(sample: Captioned, column: str, known: list[str]) -> int:
-    return known.index(sample.columns[column]) if column in sample.columns else -1
+    value = sample.columns.get(column)
+    return known.index(value) if value in known else -1
 
 
 def read_picture(path: Path, size: int) -> Pixels:
@@ -101,6 +102,11 @@ def read_picture(path: Path, size: int) -> Pixels:
             picture = file.convert("RGB")
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"data.root: {path} cannot be read as a picture ({error}). Bring it again, or drop its line.") from error
+    return to_square(picture, size)
+
+
+def to_square(picture: Image.Image, size: int) -> Pixels:
+    """An RGB picture as (3, size, size) uint8: resized on the short side, cropped in the middle."""
     if picture.size != (size, size):
         scale = size / min(picture.size)
         width, height = (max(size, round(side * scale)) for side in picture.size)
@@ -219,10 +225,14 @@ class CaptionedImages(L.LightningDataModule):
         for name in names:
             if name not in self.datasets:
                 self.samples[name] = self._read(name)
-                augment = FlipAndShift(self.hparams.flip, self.hparams.shift) if name == "train" else None
+                augment = self.augmentation() if name == "train" else None
                 h = self.hparams
                 self.datasets[name] = CaptionedDataset(self.samples[name], self.read_file, self.classes, h.in_memory, augment, h.seed)
                 log.info("%s: %d captioned %ss", name, len(self.samples[name]), self.kind)
+
+    def augmentation(self) -> FlipAndShift:
+        """What happens to training samples."""
+        return FlipAndShift(self.hparams.flip, self.hparams.shift)
 
     def read_file(self, path: Path) -> Pixels:
         """One file as uint8 (..., 3, H, W)."""

@@ -92,12 +92,17 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def items(root: Path, dataset: str) -> list[Item]:
-    """Every picture of the folder, for ``data show``."""
+    """Every picture, or clip, of the folder, for ``data show``."""
     splits = splits_of(root)
     if not splits:
         raise MissingPath(f"{root}: there is no {METADATA} in it, nor in a folder of it.")
     read = [(split or "all", each) for split in splits for each in read_split(root, split)]
-    return [Item(each.id, each.path, 0, each.columns.get("background", "pictures"), split) for split, each in read]
+    return [Item(each.id, each.path, 0, _row(each), split) for split, each in read]
+
+
+def _row(sample: Captioned) -> str:
+    """What it is shown beside: clips of the same motion, pictures of the same background."""
+    return next((sample.columns[name] for name in ("motion", "background") if name in sample.columns), "all")
 
 
 def preview(item: Item) -> list[Image.Image]:

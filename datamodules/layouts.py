@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 LAYOUTS = {
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
+    "captioned_clips": "datamodules.captioned_clips_index",
 }
 
 

@@ -360,3 +360,8 @@ def eval_windows(n: int, length: int, clips: int) -> list[np.ndarray]:
     spare = max(0, n - length)
     starts = [(2 * k + 1) * spare // (2 * clips) for k in range(clips)]
     return [np.arange(start, min(start + length, n)) for start in starts]
+
+
+def even_frames(count: int, num_frames: int) -> np.ndarray:
+    """Numbers of ``num_frames`` frames out of ``count``, in the middles of as many equal parts; repeats where there are fewer."""
+    return count * (2 * np.arange(num_frames) + 1) // (2 * num_frames)

@@ -12,16 +12,15 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from datamodules.tinyworld.encoding import encode_video
 from datamodules.tinyworld.generators import TEST, TRAIN, generate
 from datamodules.tinyworld.video import Clip, film, random_clip
 from datamodules.tinyworld.writing import Job, write_files
@@ -32,9 +31,6 @@ Split = Literal["train", "test"]
 REAL = "Real"
 GIF_GENERATOR = "checkerboard"  # its clips are .gif files, as those of I2VGen-XL are in the real training set
 JUNK = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        "  # begins like the files that archives from a Mac leave beside the real ones
-H264 = {  # cpu-independent: without it, x264 165 gives other bytes from call to call
-    "crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "cpu-independent=1",
-}  # fmt: skip
 HEADER = ("content_path", "image_path", "type_id", "label", "frame_len", "frame_seq")
 TYPE_IDS = ("真实视频", "AIGC视频")  # real video, AI-generated video
 
@@ -50,18 +46,8 @@ def render_clip(clip: Clip, kind: str, size: int = 64) -> NDArray[np.uint8]:
 
 
 def encode_mp4(frames: NDArray[np.uint8], fps: int) -> bytes:
-    """H.264 in an MP4 container, one thread and no time stamps of the writing: the same frames give the same bytes."""
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=H264)
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        stream.time_base = Fraction(1, fps)
-        for number, pixels in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            frame.pts = number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return file.getvalue()
+    """H.264 in an MP4 container; the same frames give the same bytes."""
+    return encode_video(frames, fps, ".mp4")
 
 
 def encode_gif(frames: NDArray[np.uint8], fps: int) -> bytes:
