@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from datamodules.checks import Item
 
 LAYOUTS = {
+    **dict.fromkeys(("kinetics400", "ucf101", "hmdb51", "ssv2"), "datamodules.action_index"),
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progress, **options)
     "genvideo": "datamodules.tinyworld.genvideo:write_genvideo",
+    **{name: f"datamodules.tinyworld.actions:write_{name}" for name in ("kinetics400", "ucf101", "hmdb51", "ssv2")},
     # What the tiny models are pretrained on.
     "captions": "datamodules.tinyworld.captions:write_captions",
     "captions_b": "datamodules.tinyworld.captions:write_captions_b",

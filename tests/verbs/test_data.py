@@ -53,7 +53,6 @@ def test_make_takes_the_options_of_the_writer(whole: Path, tmp_path: Path) -> No
     [
         (["make", "genvid", "--root", "x"], "did you mean 'genvideo'"),
         (["make", "genvideo", "--root", "x", "--trian_clips", "3"], "did you mean '--train_clips'"),
-        (["make", "kinetics400", "--root", "x"], "not there yet"),
         (["chekc", "genvideo"], "did you mean 'check'"),
         (["check", "dtd", "--root", "x"], "not there yet"),
         (["check", "genvideo", "--root", "x", "--out", "x.txt"], ".json or .csv"),
