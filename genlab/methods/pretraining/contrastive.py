@@ -137,7 +137,9 @@ class Contrastive(Method):
         if held is not None and self.towers is None:
             self._use(self.settings.build(tokenizer_from(held["merges"], held["max_length"])))
         elif held is not None and held["merges"] != merges_of(self.network.tokenizer):
-            raise UserError("ckpt_path: the checkpoint has another vocabulary than the captions give. Continue with the data it began with.")
+            raise UserError(
+                "ckpt_path: the checkpoint has another vocabulary than the captions give. Continue with the data it began with."
+            )
         super().on_load_checkpoint(checkpoint)
 
     # Training.
@@ -267,9 +269,7 @@ class Contrastive(Method):
         swapped = [swap(batch["caption"][i], phrases[number], phrase) for phrase in phrases] if number >= 0 else []
         return [text for text in swapped if text is not None] or None
 
-    def _answers(
-        self, batch: CaptionedBatch, column: str, whole: list[int], samples: Tensor, shuffled: Tensor | None
-    ) -> dict[int, int]:
+    def _answers(self, batch: CaptionedBatch, column: str, whole: list[int], samples: Tensor, shuffled: Tensor | None) -> dict[int, int]:
         """Updates the metrics of a column, and returns for each sample with a whole caption the class that it was taken for."""
         count, pairs = len(self.classes[column]), self._pairs(self.classes[column])
         candidates = [text for i in whole for text in self._swapped(batch, i, column) or []]
@@ -313,7 +313,9 @@ class Contrastive(Method):
         strips: list[Strip] = []
         for pixels, caption, row in list(zip(self._pixels(batch), batch["caption"], rows))[:16]:
             frames = pixels if pixels.ndim == 4 else pixels[None]
-            wrong = [f"{column}: {row[f'{column}_said']}" for column in self.classes if column in row and row[column] != row[f"{column}_said"]]
+            wrong = [
+                f"{column}: {row[f'{column}_said']}" for column in self.classes if column in row and row[column] != row[f"{column}_said"]
+            ]
             said = f"{caption} ({row['score']:.2f}){', taken for ' + ', '.join(wrong) if wrong else ''}"
             array = (frames.float().permute(0, 2, 3, 1) * 255 + 0.5).byte().cpu().numpy()
             strips.append({"id": row["id"], "caption": said, "frames": array, "heat": None})
