@@ -1,0 +1,392 @@
+"""Latent diffusion with text (Rombach et al., arXiv 2112.10752), as diffusers' ``UNet2DConditionModel``: what Stable Diffusion is.
+
+The autoencoder and the text tower are frozen. Their outputs never change for a picture that is not augmented, so they can be kept in
+memory, and a step then is the UNet alone: that is what makes a tiny model trainable within an hour on one CPU core.
+
+Notation: x_0 latents, e noise, a_t = ``alphas_cumprod[t]``, see ``genlab.diffusion.schedule``.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from genlab.batches import CaptionedBatch, Evaluated, Strip
+from genlab.diffusion.components import (
+    decode_latents,
+    encode_image,
+    encode_text,
+    load_scheduler,
+    load_text,
+    load_unet,
+    load_vae,
+    pipeline_options,
+    stable_diffusion_scheduler,
+)
+from genlab.diffusion.losses import diffusion_loss, min_snr_weights, signal_to_noise
+from genlab.diffusion.sampling import sample_latents
+from genlab.diffusion.schedule import add_noise, training_target
+from genlab.files import write_json
+from genlab.training.base import Method
+from genlab.training.randomness import keyed_rng, keyed_torch_generator
+from genlab.training.schedules import warm_flat
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
+
+def fresh_unet(
+    channels: list[int], layers: int, heads: int, groups: int, latent_channels: int, extra_channels: int, text_width: int, size: int
+) -> UNet2DConditionModel:
+    """A UNet with attention to text on every level.
+
+    Args:
+        channels: Width of each level, from the latents' own size down; each but the last one halves it.
+        layers: Residual blocks with attention per level on the way down; one more on the way up.
+        heads: Of each attention.
+        groups: Of the group norms; divides all widths.
+        latent_channels: In and out.
+        extra_channels: In only: mask and masked picture, for inpainting.
+        text_width: D of the text states.
+        size: Side of the latents, which pipelines take their default from.
+    """
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=latent_channels + extra_channels,
+        out_channels=latent_channels,
+        block_out_channels=tuple(channels),
+        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
+        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        layers_per_block=layers,
+        attention_head_dim=heads,  # the number of heads, whatever diffusers calls it
+        norm_num_groups=groups,
+        cross_attention_dim=text_width,
+    )
+
+
+def random_holes(count: int, size: int, *keys: int | str) -> Tensor:
+    """Masks to learn inpainting from: 1 where something is missing. (count, 1, size, size) float.
+
+    Half are one rectangle, a third a thick stroke of the brush, the rest the whole picture, which keeps the model able to paint freely.
+    """
+    rng = keyed_rng(*keys)
+    masks = torch.zeros(count, 1, size, size)
+    grid = (torch.arange(size) + 0.5) / size
+    for mask in masks[:, 0]:
+        kind = rng.random()
+        if kind < 0.5:
+            height, width = rng.uniform(0.25, 0.75, 2)
+            top, left = rng.uniform(0, 1 - height), rng.uniform(0, 1 - width)
+            rows, columns = (grid >= top) & (grid < top + height), (grid >= left) & (grid < left + width)
+            mask[rows[:, None] & columns[None]] = 1
+        elif kind < 5 / 6:
+            x, y, radius = rng.uniform(0.1, 0.9), rng.uniform(0.1, 0.9), rng.uniform(0.08, 0.16)
+            for _ in range(int(rng.integers(6, 16))):
+                mask[(grid[:, None] - y) ** 2 + (grid[None] - x) ** 2 < radius**2] = 1
+                x, y = (min(max(place + rng.normal(0, 0.12), 0), 1) for place in (x, y))
+        else:
+            mask.fill_(1)
+    return masks
+
+
+def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """The network with ``extra`` further input channels, which it ignores until it has learnt to use them."""
+    from diffusers import UNet2DConditionModel
+
+    inputs = unet.config.in_channels
+    wider = UNet2DConditionModel.from_config(unet.config, in_channels=inputs + extra)
+    state = unet.state_dict()
+    weight = torch.zeros_like(wider.conv_in.weight)
+    weight[:, :inputs] = state["conv_in.weight"]
+    wider.load_state_dict(state | {"conv_in.weight": weight})
+    return wider
+
+
+class LatentDiffusion(Method):
+    """Trains a text-to-image, or inpainting, UNet on captioned pictures.
+
+    Args:
+        vae: Folder, hub id or ``tiny:NAME`` of a pipeline with the autoencoder; frozen.
+        text_encoder: Likewise with tokenizer and text tower, or a CLIP; frozen.
+        weights: Likewise with a UNet and a scheduler to continue from or to evaluate; ``None`` starts afresh with the sizes below.
+        channels: Width of each level of the UNet, from the latents' size down.
+        layers: Blocks per level.
+        heads: Of each attention.
+        groups: Of the group norms.
+        image_size: Side of the pictures in pixels, for the pipeline's default.
+        inpainting: Also show the network which part of the picture is missing, and the rest of it. A ``weights`` without these inputs
+            gets them, with zero weights, so that it starts as what it was.
+        prediction: What a fresh UNet predicts.
+        min_snr_gamma: Weighting over time (see ``min_snr_weights``); ``None`` for none.
+        text_dropout: Share of pictures whose caption is left empty, which guidance needs.
+        posterior: ``sample`` draws x_0 from q(z|x), as Stable Diffusion does; ``mean`` takes its mean.
+        cache: Keep latents and text states in memory. Only for data without augmentation.
+        ema_decay: Of the running mean of the weights, which evaluation and export use.
+        lr: AdamW. It rises over ``warmup`` steps, stays, and falls to 0 over the last ``cooldown`` of all steps.
+        warmup: Steps.
+        cooldown: Share of all steps.
+        weight_decay: Of AdamW.
+        sampling_steps: DDIM steps of the pictures drawn in evaluation.
+        guidance: Likewise, of classifier-free guidance.
+        judge: Folder or ``tiny:NAME`` of a classifier that names the attributes of drawn pictures, in evaluation only.
+        seed: Of noise, timesteps, dropout, masks.
+    """
+
+    def __init__(
+        self,
+        vae: str,
+        text_encoder: str,
+        weights: str | None = None,
+        channels: list[int] | None = None,
+        layers: int = 1,
+        heads: int = 4,
+        groups: int = 8,
+        image_size: int = 64,
+        inpainting: bool = False,
+        prediction: Literal["epsilon", "v_prediction"] = "v_prediction",
+        min_snr_gamma: float | None = 5.0,
+        text_dropout: float = 0.1,
+        posterior: Literal["sample", "mean"] = "sample",
+        cache: bool = False,
+        ema_decay: float = 0.999,
+        lr: float = 1e-3,
+        warmup: int = 200,
+        cooldown: float = 0.2,
+        weight_decay: float = 0.01,
+        sampling_steps: int = 25,
+        guidance: float = 4.0,
+        judge: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        self.needs_checkpoint = weights is None
+        self.kept_latents: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.kept_states: dict[str, Tensor] = {}
+        self.unet: UNet2DConditionModel | None = None
+
+    def configure_model(self) -> None:
+        if self.unet is not None:
+            return
+        from diffusers.models.attention_processor import AttnProcessor
+
+        settings = self.hparams
+        self.vae: AutoencoderKL = load_vae(settings.vae)
+        self.tokenizer, self.text_encoder = load_text(settings.text_encoder)
+        self.freeze_part("vae")
+        self.freeze_part("text_encoder")
+        latent_channels = self.vae.config.latent_channels
+        extra = latent_channels + 1 if settings.inpainting else 0
+        if settings.weights is None:
+            size = settings.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
+            width = self.text_encoder.config.hidden_size
+            unet = fresh_unet(
+                settings.channels or [64, 64], settings.layers, settings.heads, settings.groups, latent_channels, extra, width, size
+            )
+            self.scheduler = stable_diffusion_scheduler(settings.prediction)
+        else:
+            unet, self.scheduler = load_unet(settings.weights), load_scheduler(settings.weights)
+            if extra and unet.config.in_channels == latent_channels:
+                unet = widen_input(unet, extra)
+        # The default, fused attention has a slow backward pass in bf16 on a CPU.
+        unet.set_attn_processor(AttnProcessor())
+        self.unet = unet.requires_grad_(True).to(memory_format=torch.channels_last).train()
+        self.ema = copy.deepcopy(unet).requires_grad_(False).eval()
+        self.register_buffer("ema_updates", torch.zeros((), dtype=torch.int64))
+
+    # Frozen inputs: latents and text states.
+
+    def latents(self, batch: CaptionedBatch, *keys: int | str) -> Tensor:
+        """x_0 of the batch, fp32 (B, C, h, w); the draw from q(z|x) is keyed by ``keys``, sample and occurrence."""
+        names = list(zip(batch["id"], batch["index"].tolist()))
+        found = self.kept_latents if self.hparams.cache else {}
+        new = [i for i, name in enumerate(names) if name not in found]
+        if new:
+            with torch.autocast(self.device.type, enabled=False):
+                mean, std = encode_image(self.vae, batch["image"][new].contiguous(memory_format=torch.channels_last))
+            found |= {names[i]: each for i, each in zip(new, zip(mean, std))}
+        mean, std = (torch.stack(each) for each in zip(*(found[name] for name in names)))
+        return mean if self.hparams.posterior == "mean" else mean + std * self.noise(batch, mean, "posterior", *keys)
+
+    def states(self, captions: list[str]) -> Tensor:
+        """Text states (B, L, D), fp32."""
+        found = self.kept_states if self.hparams.cache else {}
+        new = [caption for caption in dict.fromkeys(captions) if caption not in found]
+        if new:
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+                found |= dict(zip(new, encode_text(self.tokenizer, self.text_encoder, new)))
+        return torch.stack([found[caption] for caption in captions])
+
+    def noise(self, batch: CaptionedBatch, like: Tensor, *keys: int | str) -> Tensor:
+        """N(0, 1) in the shape of ``like``, a generator per sample: neither order nor number of processes matters."""
+        drawn = [
+            torch.randn(like.shape[1:], generator=keyed_torch_generator(self.hparams.seed, *keys, name, times))
+            for name, times in zip(batch["id"], batch["occurrence"].tolist())
+        ]
+        return torch.stack(drawn).to(like)
+
+    def denoise(self, network: UNet2DConditionModel, noised: Tensor, timesteps: Tensor, states: Tensor, seen: Tensor | None) -> Tensor:
+        """The network's prediction; ``seen`` are mask and masked latents for inpainting, (N, 1 + C, h, w)."""
+        inputs = noised if seen is None else torch.cat([noised, seen], 1)
+        return network(inputs.contiguous(memory_format=torch.channels_last), timesteps, states).sample
+
+    def seen(self, batch: CaptionedBatch, holes: Tensor) -> Tensor:
+        """What an inpainting network sees: the holes at the latents' size, and the latents of the picture, grey where it is missing.
+
+        Args:
+            holes: (B, 1, H, W), 1 where something is missing.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            masked, _ = encode_image(self.vae, batch["image"] * (1 - holes) + 0.5 * holes)
+        return torch.cat([torch.nn.functional.interpolate(holes, masked.shape[-2:]), masked], 1)
+
+    def draw(self, batch: CaptionedBatch, seen: Tensor | None = None) -> Tensor:
+        """A picture for each caption, (B, 3, H, W) in [0, 1], by the running mean of the weights; noise is keyed by seed and sample."""
+        settings = self.hparams
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        shape = (self.vae.config.latent_channels, *(side // factor for side in batch["image"].shape[-2:]))
+        noise = self.noise(batch, torch.empty(1, *shape, device=self.device), "draw")
+
+        def denoise(noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
+            shown = seen if seen is None or len(seen) == len(noised) else torch.cat([seen, seen])  # guidance doubles the batch
+            return self.denoise(self.ema, noised, timesteps, states, shown)
+
+        text, empty = self.states(batch["caption"]), self.states([""])
+        latents = sample_latents(denoise, self.scheduler, noise, text, empty, settings.sampling_steps, settings.guidance)
+        with torch.autocast(self.device.type, enabled=False):
+            return decode_latents(self.vae, latents)
+
+    # Training.
+
+    def loss(self, network: UNet2DConditionModel, batch: CaptionedBatch, dropout: float, *keys: int | str) -> Tensor:
+        """Weighted squared error at a random timestep per sample; all draws are keyed by ``keys``, sample and occurrence."""
+        settings, latents = self.hparams, self.latents(batch, *keys)
+        draws = [
+            keyed_rng(settings.seed, "step", *keys, name, times).random(2) for name, times in zip(batch["id"], batch["occurrence"].tolist())
+        ]
+        alphas = self.scheduler.alphas_cumprod.to(self.device)
+        timesteps = torch.tensor([int(when * len(alphas)) for when, _ in draws], device=self.device)
+        states = self.states(["" if drop < dropout else caption for (_, drop), caption in zip(draws, batch["caption"])])
+        noise = self.noise(batch, latents, "noise", *keys)
+        seen = None
+        if settings.inpainting:
+            holes = random_holes(len(latents), batch["image"].shape[-1], settings.seed, "holes", *keys, self.global_rank)
+            seen = self.seen(batch, holes.to(self.device))
+        kind = self.scheduler.config.prediction_type
+        output = self.denoise(network, add_noise(latents, noise, timesteps, alphas), timesteps, states, seen)
+        weights = None
+        if settings.min_snr_gamma is not None:
+            weights = min_snr_weights(signal_to_noise(alphas[timesteps]), settings.min_snr_gamma, kind)
+        return diffusion_loss(output, training_target(latents, noise, timesteps, alphas, kind), weights)
+
+    def training_step(self, batch: CaptionedBatch, batch_idx: int) -> Tensor:
+        loss = self.loss(self.trained, batch, self.hparams.text_dropout, self.global_step)
+        return self.log_losses({"loss": loss}, batch_size=len(batch["id"]))
+
+    @property
+    def trained(self) -> UNet2DConditionModel:
+        assert self.unet is not None, "configure_model() has not run"
+        return self.unet
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        super().optimizer_step(*args, **options)
+        self.ema_updates += 1
+        decay = min(self.hparams.ema_decay, float((1 + self.ema_updates) / (10 + self.ema_updates)))  # the first steps are soon forgotten
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.trained.parameters()), 1 - decay)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        settings, steps = self.hparams, int(self.trainer.estimated_stepping_batches)
+        optimizer = torch.optim.AdamW(self.trained.parameters(), settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_flat(step, settings.warmup, steps, settings.cooldown))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Evaluation: the loss, and drawn pictures in the eyes of the judge.
+
+    def on_validation_start(self) -> None:
+        self._start()
+
+    def on_test_start(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
+        self.losses, self.judged = MeanMetric().to(self.device), None
+
+    def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
+        return self._evaluate(batch)
+
+    def test_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
+        return self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._finish("test")
+
+    def _finish(self, stage: str) -> None:
+        self.log(f"{stage}/loss", self.losses.compute(), prog_bar=True)
+
+    def _evaluate(self, batch: CaptionedBatch) -> Evaluated:
+        self.losses.update(self.loss(self.ema, batch, 0.0, "evaluation"), len(batch["id"]))
+        image, shown = batch["image"], [batch["image"]]
+        if self.hparams.inpainting:
+            holes = random_holes(len(image), image.shape[-1], self.hparams.seed, "holes", "evaluation", *batch["id"]).to(self.device)
+            drawn = self.draw(batch, self.seen(batch, holes)) * holes + image * (1 - holes)
+            shown.append(image * (1 - holes) + 0.5 * holes)
+        else:
+            drawn = self.draw(batch)
+        shown.append(drawn)
+        rows: list[dict[str, Any]] = [
+            {"id": name, "label": "", "score": "", "status": "ok", "caption": caption}
+            for name, caption in zip(batch["id"], batch["caption"])
+        ]
+        frames = (torch.stack(shown, 1).permute(0, 1, 3, 4, 2) * 255 + 0.5).byte().cpu().numpy()
+        strips: list[Strip] = [
+            {"id": name, "caption": caption, "frames": each, "heat": None}
+            for name, caption, each in zip(batch["id"], batch["caption"], frames[:8])
+        ]
+        return {"rows": rows, "strips": strips}
+
+    # Weights for others.
+
+    def export(self, folder: Path) -> None:
+        """Writes a pipeline folder for diffusers in fp16, with the running mean of the weights.
+
+        Parts that come from a tiny model are named in ``parts.json`` instead of being written again.
+        """
+        from diffusers import StableDiffusionInpaintPipeline, StableDiffusionPipeline
+
+        pipeline_class = StableDiffusionInpaintPipeline if self.hparams.inpainting else StableDiffusionPipeline
+        networks = {name: copy.deepcopy(part).cpu().half() for name, part in self._parts().items()}
+        pipeline = pipeline_class(**networks, tokenizer=self.tokenizer, scheduler=self.scheduler, **pipeline_options())
+        pipeline.save_pretrained(folder)
+        share_parts(folder, self.hparams.vae, self.hparams.text_encoder)
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"unet": self.ema, "vae": self.vae, "text_encoder": self.text_encoder}
+
+
+def share_parts(folder: Path, vae: str, text_encoder: str) -> None:
+    """Takes files out of a pipeline folder that tiny models ship anyway, and says in ``parts.json`` where they are."""
+    parts: dict[str, dict[str, str]] = {}
+    if vae.startswith("tiny:"):
+        for file in (folder / "vae").iterdir():
+            parts[f"vae/{file.name}"] = {"from": f"{vae.removeprefix('tiny:')}/vae/{file.name}"}
+    if text_encoder.startswith("tiny:"):
+        source = text_encoder.removeprefix("tiny:")
+        for file in (folder / "tokenizer").iterdir():
+            parts[f"tokenizer/{file.name}"] = {"from": f"{source}/{file.name}"}
+        parts["text_encoder/model.safetensors"] = {"from": f"{source}/model.safetensors", "prefix": "text_model."}
+    for name in parts:
+        (folder / name).unlink()
+    if parts:
+        write_json(folder / "parts.json", parts)
