@@ -65,7 +65,7 @@ def load_text(name: str) -> tuple[CLIPTokenizer, CLIPTextModel]:
     source = resolve(name)
     alone = Path(source).is_dir() and not (Path(source) / "text_encoder").is_dir()  # a CLIP, both towers in one file
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True, **({} if alone else {"subfolder": "tokenizer"}))
+        tokenizer = CLIPTokenizer.from_pretrained(source, local_files_only=True, subfolder="" if alone else "tokenizer")
     except OSError as error:
         raise MissingPath(f"weights: {name} has no tokenizer on this machine ({str(error).splitlines()[0]}).") from error
     if alone:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -47,8 +47,7 @@ def normalise_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
         mean: (C,), of the posterior means of typical pictures.
         std: (C,), positive.
     """
-    out, back = cast(nn.Conv2d, vae.quant_conv), cast(nn.Conv2d, vae.post_quant_conv)
-    channels = len(mean)
+    out, back, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
     with torch.no_grad():
         back.bias += back.weight[:, :, 0, 0] @ mean  # z = std * z' + mean
         back.weight *= std[None, :, None, None]
@@ -110,6 +109,10 @@ class Autoencoder(Method):
         crop_steps: Steps on such squares; whole pictures follow.
         seed: Of crops and latent noise.
     """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+    moments: Tensor
 
     def __init__(
         self,

@@ -140,6 +140,8 @@ class LatentDiffusion(Method):
         seed: Of noise, timesteps, dropout, masks.
     """
 
+    ema_updates: Tensor
+
     def __init__(
         self,
         vae: str,
