@@ -43,7 +43,7 @@ TINY_MODELS = {
         {"test/top1_of_100": 0.90, "test/shape": 0.75, "test/colour": 0.90, "test/background": 0.95, "test/shape_spread": 0.4},
     ),
     "judge": TinyModel("tiny/judge.yaml", {"test/shape": 0.98, "test/colour": 0.98, "test/background": 0.98}),
-    "viclip": TinyModel("tiny/viclip.yaml", {"test/motion": 0.70, "test/motion_shuffled": -0.40, "test/motion_pairs": 0.80}, ("clip",)),
+    "viclip": TinyModel("tiny/viclip.yaml", {"test/motion": 0.70, "test/motion_shuffled": -0.40, "test/motion_pairs": 0.80}),
     "vae": TinyModel("tiny/vae.yaml", {"test/psnr": 26.0, "test/shape": 0.90}),
     "sd": TinyModel("tiny/sd.yaml", {"test/shape": 0.60, "test/colour": 0.80, "test/background": 0.75}, ("clip", "vae")),
     "inpaint": TinyModel("tiny/inpaint.yaml", {}, ("clip", "vae", "sd")),
