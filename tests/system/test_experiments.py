@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.tinyworld import make
 from genlab.config import compose, shipped_experiments
 from tests.system.programs import run
 
@@ -14,13 +15,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 WHOLE = [name for name in shipped_experiments() if "model:" in compose([name]).yaml and compose([name]).get("data.class_path")]
 PRESETS = [name for name in shipped_experiments() if name.startswith("presets/")]
 TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/")]
-SMALL = [
-    "--data.num_workers=0",
-    "--data.batch_size=2",
-    "--data.eval_batch_size=2",
-    "--data.val_fraction=0.3",
-    "--trainer.enable_progress_bar=false",
-]
+SMALL = ["--data.num_workers=0", "--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.enable_progress_bar=false"]
 
 
 @pytest.fixture(scope="module")
@@ -51,22 +46,36 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(configs: list[str], root: Path, weights: Path, cwd: Path, *more: str) -> str:
+@pytest.fixture(scope="module")
+def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Data module -> options that give it a very small dataset of its kind."""
+    folder = tmp_path_factory.mktemp("data")
+    captions = make("captions", folder / "captions", progress=False, pictures=16, held_out=8)
+    clips = make("captioned_clips", folder / "captioned_clips", progress=False, clips=16, held_out=16)
+    return {
+        "datamodules.genvideo.GenVideo": [f"--data.root={tiny_genvideo}", "--data.val_fraction=0.3"],
+        "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}"],
+        "datamodules.captioned_videos.CaptionedVideos": [f"--data.root={clips}"],
+    }
+
+
+def fit(configs: list[str], stand_ins: dict[str, list[str]], weights: Path, cwd: Path, *more: str) -> str:
     files = [word for name in [*configs, "trainer/fast"] for word in ("-c", name)]
-    return run("fit", *files, "-c", "trainer/cpu", f"--data.root={root}", *SMALL, *more, cwd=cwd, GENLAB_WEIGHTS=str(weights))
+    data = stand_ins[str(compose(configs).get("data.class_path"))]
+    return run("fit", *files, "-c", "trainer/cpu", *data, *SMALL, *more, cwd=cwd, GENLAB_WEIGHTS=str(weights))
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_experiments(name: str, tiny_genvideo: Path, weights: Path, tmp_path: Path) -> None:
-    fit([name], tiny_genvideo, weights, tmp_path)
+def test_experiments(name: str, stand_ins: dict[str, list[str]], weights: Path, tmp_path: Path) -> None:
+    fit([name], stand_ins, weights, tmp_path)
     assert list((tmp_path / "runs" / name.removesuffix(".yaml")).glob("seed*/results.json"))
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets(name: str, tiny_genvideo: Path, weights: Path, tmp_path: Path) -> None:
+def test_presets(name: str, stand_ins: dict[str, list[str]], weights: Path, tmp_path: Path) -> None:
     base = Path(name).stem.split("_")[0]
     more = ["--data.train_generators=[flicker]"] if "one_to_many" in name else []
-    fit([base, name], tiny_genvideo, weights, tmp_path, *more)
+    fit([base, name], stand_ins, weights, tmp_path, *more)
 
 
 def test_presets_do_what_they_say(weights: Path) -> None:
