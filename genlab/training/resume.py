@@ -61,6 +61,9 @@ class ExactResume(Callback):
                 log.warning("resumed with another setting: %s.%s", name, line)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A method that asks for the number of steps of so many epochs makes Lightning build the loaders before it reads where they were,
+        # and then it never tells them: the epoch would begin anew. Does nothing where they know already.
+        trainer.fit_loop._load_combined_loader_states()
         if self._started_with is None:
             return
         if [len(groups) for groups in self._started_with] != [len(groups) for groups in self._fresh]:
