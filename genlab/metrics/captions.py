@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,10 @@ from genlab.training.randomness import keyed_rng
 
 
 def is_part_of(words: Sequence[int], of: Sequence[int]) -> bool:
-    """Whether ``words`` come in ``of``, in their order: then a text of these words says nothing that the other one does not say."""
+    """Whether ``words`` come in ``of``, in their order: then a text of these words says nothing that the other one does not say.
+
+    No grammar is known here: "red ring" counts as part of "red star and blue ring" as well.
+    """
     rest = iter(of)
     return len(words) <= len(of) and all(word in rest for word in words)
 
@@ -41,6 +45,7 @@ class CaptionRetrieval(Metric):
 
     Args:
         among: Captions to choose from, the right one included; all where there are fewer.
+        length: Words of a caption that are looked at.
     """
 
     full_state_update = False
@@ -61,17 +66,28 @@ class CaptionRetrieval(Metric):
     def update(self, samples: Tensor, texts: Tensor, words: Sequence[Sequence[int]], group: Tensor, index: Tensor) -> None:
         """Embeddings (B, E) of samples and of their captions, the captions' words, groups (B,) and positions in the split (B,)."""
         padded = [list(each[: self.length]) + [-1] * (self.length - len(each)) for each in words]
-        given = (samples.float(), texts.float(), torch.tensor(padded, device=group.device), group, index)
+        numbers = torch.tensor(padded, dtype=torch.int64, device=group.device)
+        given = (samples.detach().float(), texts.detach().float(), numbers, group, index)
         for name, value in zip(self.NAMES, given):
-            getattr(self, name).append(value)
+            getattr(self, name).append(value.flatten())  # (B * E,), (B * length,): a rank without samples need not know E
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gathers the states of all ranks; a rank that saw no sample takes part with empty ones of the right type."""
+        if not len(self.index):
+            for name in self.NAMES:
+                dtype = torch.float32 if name in ("samples", "texts") else torch.int64
+                setattr(self, name, [torch.empty(0, dtype=dtype, device=self.device)])
+        super().sync(*args, **kwargs)
 
     def compute(self) -> Tensor:
-        held = [getattr(self, name) for name in self.NAMES]
-        if not len(held[0]):
+        held = (getattr(self, name) for name in self.NAMES)
+        joined = [torch.cat(each).cpu() if isinstance(each, list) else each.cpu() for each in held]
+        count = len(joined[-1])
+        if not count:
             return torch.tensor(torch.nan)
-        samples, texts, padded, group, index = (torch.cat(each) if isinstance(each, list) else each for each in held)
-        order = index.argsort()
-        samples, texts, padded, group, index = (each[order].cpu() for each in (samples, texts, padded, group, index))
+        order = joined[-1].argsort()
+        samples, texts, padded, group, _ = (each.reshape(count, -1)[order] for each in joined)
+        group = group.flatten()
         similar = F.normalize(samples, dim=-1) @ F.normalize(texts, dim=-1).T
         words = [[word for word in row if word >= 0] for row in padded.tolist()]
         right = sum(self._finds_its_own(i, similar[i], words, group) for i in range(len(words)))

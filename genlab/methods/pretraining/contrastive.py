@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
+from torchmetrics import MeanMetric, Metric
 
 from genlab.batches import CaptionedBatch, Evaluated, Strip
 from genlab.errors import UserError
@@ -28,7 +28,6 @@ from genlab.training.schedules import warm_cosine
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-    from transformers import CLIPTokenizer
 
 SCALE_LIMIT = 100.0  # of the published model
 
@@ -53,6 +52,18 @@ def swap(caption: str, word: str, other: str) -> str | None:
     """The caption with ``other`` in the place where ``word`` comes first; ``None`` where it does not come."""
     swapped, count = re.subn(rf"\b{re.escape(word)}\b", lambda _: other, caption, count=1)
     return swapped if count else None
+
+
+def without(ids: Sequence[int], phrases: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens without those of the phrases, each of one or more tokens in a row; the pieces of a phrase stay where they come alone."""
+    left: list[int] = []
+    for token in ids:
+        left.append(token)
+        for phrase in phrases:
+            if left[-len(phrase) :] == list(phrase):
+                del left[-len(phrase) :]
+                break
+    return left
 
 
 class Contrastive(Method):
@@ -96,7 +107,8 @@ class Contrastive(Method):
         self.needs_checkpoint = weights is None
         self.settings = towers or CLIPSettings()
         self.towers: Towers | None = None
-        self.metrics = nn.ModuleDict()
+        # Not a ModuleDict: a label column may be called as one of its methods ("type").
+        self.metrics: dict[str, Metric] = {}
 
     # The network. Its size depends on the vocabulary, so it is built from the data's captions, from a checkpoint, or from ``weights``.
 
@@ -110,8 +122,8 @@ class Contrastive(Method):
 
     def _use(self, towers: Towers) -> None:
         self.towers = towers
-        ignored = self.hparams.ignored_words or []
-        self.ignored = {i for words in self._ids(ignored) for i in words} if ignored else set()
+        ignored = self.hparams.ignored_words
+        self.ignored = [ids for ids in self._ids(ignored) if ids] if ignored else []
 
     def _captions(self) -> list[str]:
         try:
@@ -145,13 +157,13 @@ class Contrastive(Method):
     # Training.
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of each text without the special ones."""
+        """Tokens of each text without the special ones; as many as the network reads beside those."""
         tokenizer = self.network.tokenizer
-        return tokenizer(list(texts), add_special_tokens=False, truncation=True)["input_ids"]
+        return tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=tokenizer.model_max_length - 2)["input_ids"]
 
     def words(self, captions: Sequence[str]) -> list[list[int]]:
         """What captions are compared by: their tokens without those of ignored words."""
-        return [[i for i in ids if i not in self.ignored] for ids in self._ids(captions)]
+        return [without(ids, self.ignored) for ids in self._ids(captions)]
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions -> (B, E)."""
@@ -163,8 +175,9 @@ class Contrastive(Method):
 
     def _pixels(self, batch: CaptionedBatch) -> Tensor:
         kind = self.network.kind
-        if kind not in batch:
-            raise UserError(f"data: the network reads {kind}s, the batches have none. Use a datamodule of captioned {kind}s.")
+        for name in (kind, "caption"):
+            if name not in batch:
+                raise UserError(f"data: the network reads {kind}s and captions, the batches have no {name}. Use captioned {kind}s.")
         return batch[kind]
 
     def training_step(self, batch: CaptionedBatch, batch_idx: int) -> Tensor:
@@ -199,8 +212,9 @@ class Contrastive(Method):
 
     def _start(self) -> None:
         known = getattr(getattr(self.trainer, "datamodule", None), "classes", {})
-        self.classes: dict[str, list[str]] = {column: values for column, values in known.items() if column != "scene"}
-        self.metrics = nn.ModuleDict({"top1_of_100": CaptionRetrieval(100, self.network.tokenizer.model_max_length)})
+        # Of a single class there is nothing to ask.
+        self.classes: dict[str, list[str]] = {name: values for name, values in known.items() if name != "scene" and len(values) > 1}
+        self.metrics = {"top1_of_100": CaptionRetrieval(100, self.network.tokenizer.model_max_length)}
         width = self._width()
         for column, values in self.classes.items():
             self.metrics[column] = MeanMetric()
@@ -209,7 +223,8 @@ class Contrastive(Method):
                 self.metrics[f"{column}_shuffled"] = MeanMetric()
             if self._pairs(values):
                 self.metrics[f"{column}_pairs"] = MeanMetric()
-        self.metrics.to(self.device)
+        for metric in self.metrics.values():
+            metric.to(self.device)
 
     def _width(self) -> int:
         return int(self.network.text_states(self.network.tokenize(["a"]).to(self.device)).shape[-1])
@@ -237,11 +252,11 @@ class Contrastive(Method):
         self._finish("test")
 
     def _finish(self, stage: str) -> None:
-        values = {f"{stage}/{name}": cast(Any, metric).compute() for name, metric in self.metrics.items()}
+        values = {f"{stage}/{name}": metric.compute() for name, metric in self.metrics.items()}
         self.log_dict(values, prog_bar=stage == "val")
 
     def _update(self, metric: str, *values: Any) -> None:
-        cast(Any, self.metrics[metric]).update(*values)
+        self.metrics[metric].update(*values)
 
     def _evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
         samples, texts = self(batch)
@@ -291,10 +306,11 @@ class Contrastive(Method):
     def _states_from_word_on(self, texts: list[str]) -> Tensor:
         """Hidden states of texts that differ in one phrase, at the places from its first token to the end token, (S, L, D).
 
-        Places are counted from the end, since phrases may be of several tokens.
+        Places are counted from the end, since phrases may be of several tokens. Where captions are cut before the phrase, the tower reads
+        the same text each time; then it is the end token alone.
         """
         ids = [[*each, self.network.tokenizer.eos_token_id] for each in self._ids(texts)]
-        start = next(place for place, tokens in enumerate(zip(*ids)) if len(set(tokens)) > 1)
+        start = next((place for place, tokens in enumerate(zip(*ids)) if len(set(tokens)) > 1), len(ids[0]) - 1)
         tokens = self.network.tokenize(texts)
         states = self.network.text_states(tokens.to(self.device)).float()
         length = min(len(each) for each in ids) - start
