@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +127,7 @@ class CLIPTowers(Towers):
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer) -> None:
         super().__init__(tokenizer)
+        self.image_size = int(cast(Any, model.config.vision_config).image_size)
         # Written-out attention: in bfloat16 on a CPU the backward pass of torch's fused one is several times slower.
         model.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
         self.model = model
@@ -154,5 +155,5 @@ class CLIPTowers(Towers):
 
         copy.deepcopy(self.model).cpu().half().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        side = self.model.config.vision_config.image_size
+        side = self.image_size
         CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side}).save_pretrained(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from genlab.errors import UserError
 
@@ -49,7 +49,7 @@ def tokenizer_from(merges: Sequence[Sequence[str]], max_length: int) -> CLIPToke
     pairs = [(first, second) for first, second in merges]
     symbols = [*_alphabet(), *("".join(pair) for pair in pairs), START, END]
     vocab = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
-    return CLIPTokenizer(vocab=vocab, merges=pairs, model_max_length=max_length)
+    return CLIPTokenizer(vocab=vocab, merges=cast(Any, pairs), model_max_length=max_length)  # annotated as str or list[str], takes pairs
 
 
 def merges_of(tokenizer: CLIPTokenizer) -> list[list[str]]:
