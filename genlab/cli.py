@@ -25,6 +25,7 @@ from genlab.config import Composed, check, compose, explain, interpolate
 from genlab.errors import MissingPath, UserError
 from genlab.nearest import did_you_mean
 from genlab.results import RunFolder, RunSettings, is_first_process, living_owner
+from genlab.strategies import refusal
 
 LIGHTNING_VERBS = {
     "fit": "train; writes runs/<experiment>/<name>/",
@@ -180,6 +181,8 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
         composed = compose(given.configs, given.overrides)
     if problems := check(composed, verb):
         raise UserError(explain(problems))
+    if reason := refusal(composed):
+        raise UserError(reason)
     run = RunFolder(Path(str(interpolate(composed.config["trainer"]["default_root_dir"], composed))))
     checkpoint = find_checkpoint(verb, composed, run)
     if verb == "fit" and checkpoint == run.last_checkpoint and is_finished(run, composed):

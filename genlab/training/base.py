@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Method(L.LightningModule):
     strict_loading = False  # frozen weights are not in the file; ``on_load_checkpoint`` proves that nothing else is missing
     needs_checkpoint = True
     """Whether evaluating without a checkpoint would be evaluating random weights. Zero-shot methods say ``False``."""
+    cannot_run_under: ClassVar[dict[str, str]] = {}
+    """Strategies (``FSDP``, ``ZeRO-3`` ..., see :mod:`genlab.strategies`) under which the method gives wrong results or none, with the
+    reason as a sentence. A literal: it is read from the source and refused before the job."""
 
     resumable_evaluation = False
     """Whether all that an evaluation gathers is in torchmetrics objects of this module and in the rows that steps return; then a killed
