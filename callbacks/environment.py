@@ -93,6 +93,7 @@ class RunRecord(Callback):
             peak = trainer.strategy.reduce(peak.to(trainer.strategy.root_device), reduce_op="max").cpu()
         if trainer.is_global_zero:
             self._write(trainer, pl_module, str(getattr(stage, "value", stage)), int(peak))
+        trainer.strategy.barrier("results")  # a launcher may take a process that is long in ending for one that hangs
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, stage: str, peak: int) -> None:
         data, predictions = getattr(trainer, "datamodule", None), self.predictions

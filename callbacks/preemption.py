@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from genlab.errors import CONTINUE_ME
+
 log = logging.getLogger(__name__)
 
-CONTINUE_ME = 75  # exit code (EX_TEMPFAIL) on which the job script requeues
 BEFORE_VALIDATION_SECONDS = 60.0  # more work than this is not put at risk by a validation
 
 

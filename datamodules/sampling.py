@@ -142,5 +142,12 @@ class TrainLoader(DataLoader[Any]):
 
 
 def leave_interrupts_to_parent(worker: int) -> None:
-    """For ``worker_init_fn``: Ctrl-C reaches every process of a terminal, but the step under way still needs its batch."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For ``worker_init_fn``: Ctrl-C reaches every process of a terminal, and USR1 and TERM of a scheduler every process of a job, but the
+    step under way still needs its batch. A second TERM is heeded: it may be the parent's, who wants the worker to go."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _heed_the_next_one)
+
+
+def _heed_the_next_one(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)

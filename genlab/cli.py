@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,7 +24,7 @@ import yaml
 
 from genlab import __version__
 from genlab.config import Composed, check, compose, explain, interpolate
-from genlab.errors import MissingPath, UserError
+from genlab.errors import CONTINUE_ME, INTERRUPTED, USER_ERROR, MissingPath, UserError
 from genlab.nearest import did_you_mean
 from genlab.results import RunFolder, RunSettings, is_first_process, living_owner
 from genlab.strategies import refusal
@@ -39,6 +41,7 @@ OTHER_VERBS = {
     "data": "make, prepare, check or show a dataset: data make|prepare|check|show NAME --root DIR",
     "weights": "make the tiny models anew, or say how good they are: weights make|show [NAME]",
     "convert": "checkpoints of official code to ours and back: convert demamba FILE --out PATH",
+    "submit": "fit on a SLURM cluster, over seeds and grids: submit -c ... --nodes 2 --gpus-per-node 8 --time 24:00:00",
 }
 HELP = """usage: python -m genlab VERB [options]
 
@@ -70,7 +73,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
+    code = _run([a for a in arguments if a != "--debug"], debug)
+    if is_first_process() and (file := os.environ.get("GENLAB_EXIT_FILE")):  # a job script wants to know
+        Path(file).write_text(str(code))
+    return code
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    """The exit code, whatever happens."""
     _set_up_logging()
     try:
         return _dispatch(arguments)
@@ -79,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         elif is_first_process():
             print(f"genlab: {_message(error)}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("genlab: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception:  # a bug: say all of it
@@ -173,25 +183,55 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
                 f"{verb}: {' '.join(given.positionals)!r} stands alone; values are given as --key value, configurations as -c FILE."
             )
         given.overrides.append(("data.predict_paths", str(given.positionals)))
-    composed = compose(given.configs, given.overrides)
-    settings = run_settings(composed, composed.files[0])
-    if "default_root_dir" not in (composed.config.get("trainer") or {}):  # configurations refer to it
-        folder = Path(settings.root) / str(settings.experiment) / str(settings.name)
-        given.overrides.append(("trainer.default_root_dir", str(folder)))
-        composed = compose(given.configs, given.overrides)
+    prepared = prepare(given)
+    composed, settings, run = prepared.composed, prepared.settings, prepared.run
     if problems := check(composed, verb):
         raise UserError(explain(problems))
     if reason := refusal(composed):
         raise UserError(reason)
-    run = RunFolder(Path(str(interpolate(composed.config["trainer"]["default_root_dir"], composed))))
     checkpoint = find_checkpoint(verb, composed, run)
     if verb == "fit" and checkpoint == run.last_checkpoint and is_finished(run, composed):
         print(f"{run.path} is finished; nothing to do. Raise trainer.max_epochs to train on, or test it: python -m genlab test ...")
         return 0
 
+    _stop_while_starting()
     from genlab.lightning_cli import run_verb
 
     return run_verb(verb, composed.yaml, run, settings, checkpoint)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A command line composed, not yet checked, and where its run lives."""
+
+    composed: Composed
+    settings: RunSettings
+    run: RunFolder
+
+
+def prepare(given: Arguments) -> Prepared:
+    """Composes the configuration and finds the run folder.
+
+    Raises:
+        UserError: Files that are missing or broken, or a run name that leads elsewhere.
+    """
+    composed = compose(given.configs, given.overrides)
+    settings = run_settings(composed, composed.files[0])
+    if "default_root_dir" not in (composed.config.get("trainer") or {}):  # configurations refer to it
+        folder = Path(settings.root) / str(settings.experiment) / str(settings.name)
+        composed = compose(given.configs, [*given.overrides, ("trainer.default_root_dir", str(folder))])
+    return Prepared(composed, settings, RunFolder(Path(str(interpolate(composed.config["trainer"]["default_root_dir"], composed)))))
+
+
+def _stop_while_starting() -> None:
+    """USR1 and TERM stop in order from now on. Until the callbacks listen there is nothing to save, and the run just ends."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, _stop_now)
+
+
+def _stop_now(number: int, _frame: object) -> None:
+    raise SystemExit(CONTINUE_ME)
 
 
 def show_help(verb: str, given: Arguments) -> int:
@@ -247,7 +287,9 @@ def find_checkpoint(verb: str, composed: Composed, run: RunFolder) -> Path | Non
     name = interpolate(composed.config.get("ckpt_path"), composed)
     record = run.record
     if verb == "fit":
-        if is_first_process() and (owner := living_owner(record)) is not None:
+        # Of one SLURM job, the first process may be at work already when the others come here.
+        own_job = not is_first_process() and record.get("job") == os.environ.get("SLURM_JOB_ID")
+        if not own_job and (owner := living_owner(record)) is not None:
             raise UserError(f"{run.path}: another process is at work in this run folder ({owner}). Wait for it, or use --run.name NAME.")
         if name is None and record and run.has_results and is_first_process():
             state = record.get("state", "unknown")

@@ -1,6 +1,12 @@
-"""The one exception that means "the user can mend this": the door prints its message alone and exits with code 2."""
+"""The one exception that means "the user can mend this": the door prints its message alone and exits with code 2. And the exit codes."""
 
 from __future__ import annotations
+
+FINISHED = 0
+USER_ERROR = 2
+UNREADABLE = 3  # finished, but samples could not be read
+CONTINUE_ME = 75  # stopped by a signal (EX_TEMPFAIL): job scripts put the job back into the queue
+INTERRUPTED = 130  # Ctrl-C, where there was nothing to stop in order
 
 
 class UserError(ValueError):

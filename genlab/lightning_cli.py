@@ -7,14 +7,14 @@ import pickle
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
@@ -25,16 +25,15 @@ from callbacks.evaluation import EvaluationState
 from callbacks.media import Media
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.predictions import Predictions
-from callbacks.preemption import CONTINUE_ME, LastCheckpoint
+from callbacks.preemption import LastCheckpoint
 from callbacks.throughput import Throughput
 from callbacks.tracker import Tracker
-from genlab.errors import UserError
+from genlab.errors import CONTINUE_ME, UNREADABLE, UserError
 from genlab.results import RunFolder, RunSettings, is_first_process
 from genlab.training.resume import ExactResume
 
 log = logging.getLogger(__name__)
 
-UNREADABLE = 3  # exit code: finished, but samples could not be read
 QUIET = (  # Lightning's advice on what is decided here on purpose
     ".*does not have many workers.*",
     ".*The number of training batches.*",
@@ -43,6 +42,7 @@ QUIET = (  # Lightning's advice on what is decided here on purpose
     ".*exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*`srun` command is available on your system but is not used.*",
 )
 
 
@@ -204,7 +204,26 @@ class GenLabCLI(LightningCLI):
                 if mistaken and not self.existed and not folder.has_results:
                     shutil.rmtree(folder.path, ignore_errors=True)
                 elif self.record.started:
-                    folder.finish(state)
+                    folder.finish(state, step=self.trainer.global_step)
+
+
+def build_parts(model: Mapping[str, Any], data: Mapping[str, Any] | None) -> tuple[LightningModule, LightningDataModule | None]:
+    """Method and datamodule of a checked configuration without interpolations, with no Trainer; the networks are not built yet.
+
+    Raises:
+        UserError: They do not take these arguments.
+    """
+    parser = LightningArgumentParser(exit_on_error=False, parser_mode="omegaconf+")
+    parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
+    given = {"model": dict(model)}
+    if data is not None:
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+        given["data"] = dict(data)
+    try:
+        built = parser.instantiate_classes(parser.parse_object(given))
+    except ArgumentError as error:
+        raise UserError(f"configuration: {error}") from error
+    return built.model, built.get("data")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -55,6 +55,13 @@ def is_first_process() -> bool:
     return all(os.environ.get(key, "0") == "0" for key in ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK"))
 
 
+def slurm_job(environment: Mapping[str, str]) -> str | None:
+    """What scontrol calls the job of these variables; of an array, this task alone. ``None`` outside SLURM."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
+
+
 def config_hash(config: Mapping[str, Any]) -> str:
     """Names a configuration, whatever the order of its keys."""
     return hashlib.blake2b(json.dumps(jsonable(config), sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -137,6 +144,7 @@ class RunFolder:
             pid_started=_process_start(os.getpid()),
             command=command,
             job=os.environ.get("SLURM_JOB_ID"),
+            job_name=slurm_job(os.environ),
             started=time.time(),
             requeues=record.get("requeues", 0) + int(again),
             git=git_state(),
@@ -144,9 +152,9 @@ class RunFolder:
             python=sys.executable,
         )
 
-    def finish(self, state: str) -> None:
+    def finish(self, state: str, **entries: Any) -> None:
         """Ends this process's work in the folder: ``finished``, ``preempted`` (to be continued) or ``failed``."""
-        self.update(state=state, ended=time.time())
+        self.update(state=state, ended=time.time(), **entries)
 
 
 def living_owner(record: Mapping[str, Any]) -> str | None:
