@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from datamodules.captioned_index import items, preview
 from datamodules.sampling import GroupSampler
 from datamodules.tinyworld import make
 from datamodules.tinyworld.captions import captioned_scene
-from datamodules.tinyworld.scene import SHAPES, render
+from datamodules.tinyworld.scene import render
 from genlab.errors import UserError
 
 
@@ -47,11 +48,27 @@ def test_pictures_are_what_their_lines_say(captions: Path) -> None:
     assert data.on_after_batch_transfer(batch, 0)["image"].max() <= 1
 
 
-def test_a_group_differs_in_shape_alone() -> None:
-    scenes = [captioned_scene("captions", 0, "train", number, "A")[0] for number in range(8, 16)]
-    assert {scene.objects[0].shape for scene in scenes} == set(SHAPES)
-    rest = {(s.background, s.objects[0].colour, s.objects[0].size, s.objects[0].texture, len(s.objects)) for s in scenes}
-    assert len(rest) == 1
+def test_a_group_differs_in_one_thing() -> None:
+    """Eight shapes; or colours and backgrounds, or sizes and textures, every combination of 2 and 4."""
+    kinds: Counter[str] = Counter()
+    for group in range(60):
+        scenes = [captioned_scene("captions", 0, "train", number, "A")[0] for number in range(8 * group, 8 * group + 8)]
+        first = [scene.objects[0] for scene in scenes]
+        assert len({len(scene.objects) for scene in scenes}) == 1
+        assert len({(o.shape, o.colour, o.size, o.texture) for scene in scenes for o in scene.objects[1:]}) <= 1
+        columns = {name: [getattr(each, name) for each in first] for name in ("shape", "colour", "size", "texture")}
+        columns["background"] = [scene.background for scene in scenes]
+        counts = {name: len(set(values)) for name, values in columns.items() if len(set(values)) > 1}
+        assert counts in ({"shape": 8}, {"colour": 2, "background": 4}, {"size": 2, "texture": 4}), counts
+        assert len(set(zip(*columns.values()))) == 8
+        kinds[next(iter(counts))] += 1
+    assert kinds["shape"] > kinds["colour"] > 5 and kinds["size"] > 2
+
+
+def test_small_objects_are_as_many_as_asked_for() -> None:
+    sizes = [captioned_scene("captions", 0, "train", 8 * group, "A", 60)[0].objects[-1].size for group in range(200)]
+    assert 100 < sizes.count("small") < 140
+    assert "small" not in {captioned_scene("captions", 0, "train", number, "A", 0)[0].objects[0].size for number in range(200)}
 
 
 def test_batches_hold_whole_groups_and_the_draws_do_not_depend_on_workers(captions: Path) -> None:
