@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,8 @@ class CaptionedImages(L.LightningDataModule):
             writes a procedural one on first use. A split that is not there is missed only when it is asked for.
         more_roots: Further such folders, read together with the first one.
         select: Column -> allowed values: only pictures that have them are used. Left out, all.
+        eval_caption: Column that evaluation takes its captions from, where those of training are short or worded in many ways; ``None``
+            takes the same ones.
         labels: Columns whose values are classes to learn; the batch has them in ``labels``.
         image_size: Pixels per side.
         in_memory: Read all pictures once and keep them (12 KB each at 64 pixels).
@@ -159,6 +162,7 @@ class CaptionedImages(L.LightningDataModule):
         root: str,
         more_roots: list[str] | None = None,
         select: dict[str, list[str]] | None = None,
+        eval_caption: str | None = None,
         labels: list[str] | None = None,
         image_size: int = 64,
         in_memory: bool = False,
@@ -225,6 +229,8 @@ class CaptionedImages(L.LightningDataModule):
         for name in names:
             if name not in self.datasets:
                 self.samples[name] = self._read(name)
+                if name != "train" and self.hparams.eval_caption is not None:
+                    self.samples[name] = [self._recaptioned(each) for each in self.samples[name]]
                 augment = self.augmentation() if name == "train" else None
                 h = self.hparams
                 self.datasets[name] = CaptionedDataset(self.samples[name], self.read_file, self.classes, h.in_memory, augment, h.seed)
@@ -257,6 +263,13 @@ class CaptionedImages(L.LightningDataModule):
         if not found:
             raise UserError(f"data.select: no {self.kind} of {folder}/ has {self.hparams.select}.")
         return found
+
+    def _recaptioned(self, sample: Captioned) -> Captioned:
+        column = self.hparams.eval_caption
+        if column not in sample.columns:
+            hint = did_you_mean(column, sample.columns) or f". It has {', '.join(sample.columns)}."
+            raise UserError(f"data.eval_caption: the line of {sample.id} has no column {column!r}{hint}")
+        return replace(sample, caption=sample.columns[column])
 
     def _values(self, samples: Sequence[Captioned], column: str) -> list[str]:
         values = sorted({each.columns[column] for each in samples if column in each.columns})

@@ -136,6 +136,17 @@ def test_what_is_wrong_is_said(tmp_path: Path, lines: list[object], options: dic
         data.train_dataloader()
 
 
+def test_evaluation_may_take_other_captions(captions: Path) -> None:
+    data = CaptionedImages(str(captions), eval_caption="caption")
+    data.setup("fit")
+    for split, column in (("train", "text"), ("validation", "caption")):
+        lines = [json.loads(line) for line in (captions / split / "metadata.jsonl").read_text().splitlines()]
+        assert data.datasets[{"validation": "val"}.get(split, split)].captions.tolist() == [line[column] for line in lines]
+        assert any(line["text"] != line["caption"] for line in lines)
+    with pytest.raises(UserError, match=r"eval_caption: the line of .* has no column 'captions'; did you mean 'caption'"):
+        CaptionedImages(str(captions), eval_caption="captions").setup("test")
+
+
 def test_a_split_that_is_not_there_is_named(captions: Path, tmp_path: Path) -> None:
     root = folder(tmp_path, [{"file_name": "a b,c.jpg", "text": "x"}])
     with pytest.raises(UserError, match=r"has no test/metadata.jsonl; its splits: train/"):

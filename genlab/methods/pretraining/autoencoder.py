@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from genlab.batches import CaptionedBatch, Evaluated, Strip
+from genlab.methods.pretraining.judging import judged
 from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_cosine
@@ -91,7 +92,7 @@ def fresh_autoencoder(channels: list[int], latent_channels: int, layers: int) ->
 
 
 class Autoencoder(Method):
-    """Trains an ``AutoencoderKL`` on any captioned or plain pictures; evaluates by PSNR.
+    """Trains an ``AutoencoderKL`` on pictures, and evaluates it by PSNR and, if asked, by a judge of attributes.
 
     Args:
         weights: Folder, hub id or ``tiny:NAME`` of a pipeline, whose VAE is continued or evaluated; ``None`` starts afresh with the sizes
@@ -107,6 +108,9 @@ class Autoencoder(Method):
         weight_decay: Of AdamW.
         crop: Side of the random squares that are trained on at first, in pixels; ``None`` always takes whole pictures.
         crop_steps: Steps on such squares; whole pictures follow.
+        judge: Folder or ``tiny:NAME`` of a classifier that names what reconstructions show, in validation and test only; needs
+            ``data.labels``.
+        judge_only: Label -> classes: only such pictures are shown to the judge.
         seed: Of crops and latent noise.
     """
 
@@ -127,6 +131,8 @@ class Autoencoder(Method):
         weight_decay: float = 1e-4,
         crop: int | None = None,
         crop_steps: int = 0,
+        judge: str | None = None,
+        judge_only: dict[str, list[str]] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -194,6 +200,7 @@ class Autoencoder(Method):
 
     def _start(self) -> None:
         self.quality = MeanMetric().to(self.device)
+        self.judged = judged(self.hparams.judge, getattr(self.trainer, "datamodule", None), self.hparams.judge_only, self.device)
         self.moments = torch.zeros(3, self.network.config.latent_channels, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
@@ -216,6 +223,8 @@ class Autoencoder(Method):
 
     def _finish(self, stage: str) -> None:
         self.log(f"{stage}/psnr", self.quality.compute(), prog_bar=True)
+        if self.judged is not None:
+            self.log_dict({f"{stage}/{name}": value for name, value in self.judged.compute().items()})
 
     def _evaluate(self, batch: CaptionedBatch) -> Evaluated:
         image = batch["image"]
@@ -231,6 +240,9 @@ class Autoencoder(Method):
             rows.append({"id": name, "label": "", "score": round(score, 3), "status": "ok"})
             frames = (both.permute(0, 2, 3, 1) * 255 + 0.5).byte().cpu().numpy()
             strips.append({"id": name, "caption": f"{caption}: {score:.1f} dB", "frames": frames, "heat": None})
+        if self.judged is not None:
+            for row, said in zip(rows, self.judged.update(again, batch["labels"])):
+                row |= {f"{column}_said": value for column, value in said.items()}
         return {"rows": rows, "strips": strips[:8]}
 
     def export(self, folder: Path) -> None:

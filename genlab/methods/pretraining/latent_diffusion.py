@@ -32,6 +32,7 @@ from genlab.diffusion.losses import diffusion_loss, min_snr_weights, signal_to_n
 from genlab.diffusion.sampling import sample_latents
 from genlab.diffusion.schedule import add_noise, training_target
 from genlab.files import write_json
+from genlab.methods.pretraining.judging import judged
 from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_flat
@@ -136,7 +137,8 @@ class LatentDiffusion(Method):
         weight_decay: Of AdamW.
         sampling_steps: DDIM steps of the pictures drawn in evaluation.
         guidance: Likewise, of classifier-free guidance.
-        judge: Folder or ``tiny:NAME`` of a classifier that names the attributes of drawn pictures, in evaluation only.
+        judge: Folder or ``tiny:NAME`` of a classifier that names what drawn pictures show, in validation and test only; needs
+            ``data.labels``.
         seed: Of noise, timesteps, dropout, masks.
     """
 
@@ -320,7 +322,8 @@ class LatentDiffusion(Method):
         self._start()
 
     def _start(self) -> None:
-        self.losses, self.judged = MeanMetric().to(self.device), None
+        self.losses = MeanMetric().to(self.device)
+        self.judged = judged(self.hparams.judge, getattr(self.trainer, "datamodule", None), None, self.device)
 
     def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
         return self._evaluate(batch)
@@ -336,6 +339,8 @@ class LatentDiffusion(Method):
 
     def _finish(self, stage: str) -> None:
         self.log(f"{stage}/loss", self.losses.compute(), prog_bar=True)
+        if self.judged is not None:
+            self.log_dict({f"{stage}/{name}": value for name, value in self.judged.compute().items()}, prog_bar=True)
 
     def _evaluate(self, batch: CaptionedBatch) -> Evaluated:
         self.losses.update(self.loss(self.ema, batch, 0.0, "evaluation"), len(batch["id"]))
@@ -351,6 +356,9 @@ class LatentDiffusion(Method):
             {"id": name, "label": "", "score": "", "status": "ok", "caption": caption}
             for name, caption in zip(batch["id"], batch["caption"])
         ]
+        if self.judged is not None:
+            for row, said in zip(rows, self.judged.update(drawn, batch["labels"])):
+                row |= {f"{column}_said": value for column, value in said.items()}
         frames = (torch.stack(shown, 1).permute(0, 1, 3, 4, 2) * 255 + 0.5).byte().cpu().numpy()
         strips: list[Strip] = [
             {"id": name, "caption": caption, "frames": each, "heat": None}
