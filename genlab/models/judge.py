@@ -26,7 +26,7 @@ class Judge(nn.Module):
 
     def __init__(self, classes: Mapping[str, list[str]], channels: tuple[int, ...] = (16, 32, 64, 96, 96), image_size: int = 64) -> None:
         super().__init__()
-        self.classes = {name: list(values) for name, values in classes.items()}
+        self.classes = {name: list(classes[name]) for name in sorted(classes)}  # as config.json has them: heads go by number
         self.channels, self.image_size = tuple(channels), image_size
         stages: list[nn.Module] = []
         for before, after in zip((3, *channels), channels):
