@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 LAYOUTS = {
     **dict.fromkeys(("kinetics400", "ucf101", "hmdb51", "ssv2"), "datamodules.action_index"),
+    **dict.fromkeys(
+        (
+            "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc", "sun397", "dtd", "eurosat",
+            "ucf101_midframes",
+        ),
+        "datamodules.fewshot_index",
+    ),
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",
-}
+}  # fmt: skip
 
 
 class Layout(Protocol):

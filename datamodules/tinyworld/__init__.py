@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progress, **options)
     "genvideo": "datamodules.tinyworld.genvideo:write_genvideo",
     **{name: f"datamodules.tinyworld.actions:write_{name}" for name in ("kinetics400", "ucf101", "hmdb51", "ssv2")},
+    **{
+        name: f"datamodules.tinyworld.fewshot:write_{name}"
+        for name in (
+            "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc", "sun397", "dtd", "eurosat",
+            "ucf101_midframes",
+        )
+    },
     # What the tiny models are pretrained on.
     "captions": "datamodules.tinyworld.captions:write_captions",
     "captions_b": "datamodules.tinyworld.captions:write_captions_b",
     "captioned_clips": "datamodules.tinyworld.captioned_clips:write_captioned_clips",
-}
+}  # fmt: skip
 
 
 def make(dataset: str, root: Path, *, seed: int = 0, progress: bool = True, **options: int) -> Path:
