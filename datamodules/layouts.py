@@ -27,6 +27,7 @@ LAYOUTS = {
         ),
         "datamodules.fewshot_index",
     ),
+    **dict.fromkeys(("dreambooth", "multimodal_prompt"), "datamodules.subjects_index"),
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",

@@ -29,6 +29,8 @@ DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progr
             "ucf101_midframes",
         )
     },
+    "dreambooth": "datamodules.tinyworld.subjects:write_dreambooth",
+    "multimodal_prompt": "datamodules.tinyworld.subjects:write_multimodal_prompt",
     # What the tiny models are pretrained on.
     "captions": "datamodules.tinyworld.captions:write_captions",
     "captions_b": "datamodules.tinyworld.captions:write_captions_b",
