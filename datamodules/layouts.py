@@ -27,6 +27,7 @@ LAYOUTS = {
         ),
         "datamodules.fewshot_index",
     ),
+    "domain_images": "datamodules.domain_images_index",
     **dict.fromkeys(("dreambooth", "multimodal_prompt"), "datamodules.subjects_index"),
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",

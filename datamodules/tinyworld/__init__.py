@@ -29,6 +29,7 @@ DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progr
             "ucf101_midframes",
         )
     },
+    "domain_images": "datamodules.tinyworld.domains:write_domain_images",
     "dreambooth": "datamodules.tinyworld.subjects:write_dreambooth",
     "multimodal_prompt": "datamodules.tinyworld.subjects:write_multimodal_prompt",
     # What the tiny models are pretrained on.
