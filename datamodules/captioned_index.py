@@ -7,6 +7,7 @@ A line names its file, relative to the folder of ``metadata.jsonl``, and holds i
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,30 +47,46 @@ def read_split(root: Path, split: str) -> list[Captioned]:
         MissingPath: There is no such file, or pictures that it names are missing.
         UserError: Lines that are not as they should be, all of them in one message.
     """
+    found = []
+    for name, record in read_lines(root, split, {"text": "a red star"}):
+        text = str(record.pop("text"))
+        columns = {key: str(value) for key, value in record.items() if value is not None}
+        found.append(Captioned(f"{split}/{name}".lstrip("/"), root / split / name, text, columns))
+    return found
+
+
+def read_lines(root: Path, split: str, texts: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """File names and the other values of the lines of ``<root>/<split>/metadata.jsonl``, in their order.
+
+    Args:
+        texts: Keys that every line has beside ``file_name``, their values texts, with an example each.
+
+    Raises:
+        MissingPath: There is no such file, or pictures that it names are missing.
+        UserError: Lines that are not as they should be, all of them in one message.
+    """
     folder = root / split
     file = folder / METADATA
     if not file.is_file():
         raise MissingPath(
-            f"data.root: {file} is not there. Expected a folder per split with pictures and {METADATA}, a line per picture: "
-            '{"file_name": "0001.png", "text": "a red star"}.'
+            f"data.root: {file} is not there. Expected a folder per split with pictures and {METADATA}, lines such as "
+            f"{json.dumps({'file_name': '0001.png'} | texts)}."
         )
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.startswith(".")}
-    found: list[Captioned] = []
+    found: list[tuple[str, dict[str, Any]]] = []
     wrong: list[str] = []
     missing: list[str] = []
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
-            record = _parse(line)
+            record = _parse(line, ("file_name", *texts))
             if record is None:
-                wrong.append(f"{file}:{number}: not a JSON object with the texts file_name and text: {line.strip()[:80]}")
+                wrong.append(f"{file}:{number}: not a JSON object with the texts file_name and {' and '.join(texts)}: {line.strip()[:80]}")
             elif record["file_name"] not in names:
                 missing.append(f"{file}:{number}: {record['file_name']}")
             else:
-                name, text = str(record.pop("file_name")), str(record.pop("text"))
-                columns = {key: str(value) for key, value in record.items() if value is not None}
-                found.append(Captioned(f"{split}/{name}".lstrip("/"), folder / name, text, columns))
+                found.append((str(record.pop("file_name")), record))
     if wrong:
         raise UserError("\n".join([*wrong[:10], *([f"... and {len(wrong) - 10} more lines."] if len(wrong) > 10 else [])]))
     if missing:
@@ -82,13 +99,12 @@ def read_split(root: Path, split: str) -> list[Captioned]:
     return found
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str, texts: Sequence[str]) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
     except json.JSONDecodeError:
         return None
-    good = isinstance(record, dict) and isinstance(record.get("file_name"), str) and isinstance(record.get("text"), str)
-    return record if good else None
+    return record if isinstance(record, dict) and all(isinstance(record.get(name), str) for name in texts) else None
 
 
 def items(root: Path, dataset: str) -> list[Item]:

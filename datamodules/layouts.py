@@ -33,6 +33,7 @@ LAYOUTS = {
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",
     "hyspefas": "datamodules.hyspefas_index",
+    "questions": "datamodules.questions_index",
 }  # fmt: skip
 
 

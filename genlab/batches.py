@@ -63,6 +63,20 @@ class CaptionedBatch(TypedDict):
     """(B,) int64, how often the sample has come before within the epoch."""
 
 
+class QuestionBatch(TypedDict):
+    """Pictures with questions and answers; of a picture's questions, each has its answer and its kind at the same place."""
+
+    image: list[Tensor]
+    """B times (3, H, W) uint8 RGB, of any sizes: processors of vision-language models take them so."""
+    question: list[list[str]]
+    answer: list[list[str]]
+    kind: list[list[str]]
+    """What is asked about, for counts; empty where the data does not say."""
+    id: list[str]
+    index: Tensor
+    """(B,) int64, position in the split."""
+
+
 class Strip(TypedDict):
     """Something to look at: a clip in frames, and which places spoke for the positive label."""
 
