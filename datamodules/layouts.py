@@ -29,6 +29,8 @@ LAYOUTS = {
     ),
     "domain_images": "datamodules.domain_images_index",
     **dict.fromkeys(("dreambooth", "multimodal_prompt"), "datamodules.subjects_index"),
+    "defake": "datamodules.defake_index",
+    "inpainting": "datamodules.inpainting_index",
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",

@@ -32,6 +32,8 @@ DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progr
     "domain_images": "datamodules.tinyworld.domains:write_domain_images",
     "dreambooth": "datamodules.tinyworld.subjects:write_dreambooth",
     "multimodal_prompt": "datamodules.tinyworld.subjects:write_multimodal_prompt",
+    "defake": "datamodules.tinyworld.defake:write_defake",
+    "inpainting": "datamodules.tinyworld.holes:write_inpainting",
     # What the tiny models are pretrained on.
     "captions": "datamodules.tinyworld.captions:write_captions",
     "captions_b": "datamodules.tinyworld.captions:write_captions_b",
