@@ -1,7 +1,7 @@
 """Writes ``inpainting``: pictures and masks of what is to be filled in, ``images/`` and ``masks/`` with equal names.
 
-White is the hole. There are three kinds, in turn: strokes of a brush (as in free-form inpainting, Yu et al., arXiv 1806.03589), boxes, and the
-silhouettes of objects, slightly grown, as for removing them. ``pairs.csv`` names picture, mask, caption and kind.
+White is the hole. There are three kinds, in turn: strokes of a brush (as in free-form inpainting, Yu et al., arXiv 1806.03589), boxes, and
+the silhouettes of objects, slightly grown, as for removing them. ``pairs.csv`` names picture, mask, caption and kind.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from datamodules.tinyworld.backgrounds import Array, smooth_noise
 from datamodules.tinyworld.generators import checkerboard, smoothing
 from datamodules.tinyworld.scene import COLOURS, SIZES, TEXTURES, Scene, SceneObject
 from datamodules.tinyworld.silhouettes import bounds, silhouette
-from datamodules.tinyworld.video import Clip, Motion, Shot, animate, develop, expose, prepare, random_clip
+from datamodules.tinyworld.video import Clip, Motion, Shot, develop, expose, prepare, random_clip
 from genlab.training.randomness import keyed_rng
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two exclusive

@@ -1,8 +1,8 @@
 """Writes ``questions``: pictures in style A with questions and answers, to pretrain a tiny vision-language model on.
 
-A folder per split with pictures and ``metadata.jsonl``, a line per question; every picture has six or seven. Four of them are answered yes or no,
-one of each kind, and half of each kind's answers are yes. Whatever a question asks for is as likely to be there as not: who does not look
-at the picture is right half of the time. The others have short open answers.
+A folder per split with pictures and ``metadata.jsonl``, a line per question; every picture has six or seven. Four of them are answered
+yes or no, one of each kind, and half of each kind's answers are yes. Whatever a question asks for is as likely to be there as not: who does
+not look at the picture is right half of the time. The others have short open answers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def asked_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def questions(scene: Scene, seed: int, split: str, number: int) -> list[Asked]:
-    """The questions about picture ``number``: one of each of `KINDS`, its answer alternating with ``number``, and two or three open ones."""
+    """The questions about picture ``number``: one of each of `KINDS`, every other time with a yes, and two or three open ones."""
     rng = keyed_rng("questions", seed, split, "words", number)
     closed = [
         Asked(kind, _closed(kind, scene, yes, rng), "yes" if yes else "no")

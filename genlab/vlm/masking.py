@@ -1,9 +1,9 @@
 """Which tokens of a conversation a model is trained to say: those of the assistant's texts and their end tokens, and no others.
 
-Chat templates mark turns in their own ways, and processors put hundreds of tokens in the place of a picture; nearly none of them tells which
-tokens are the assistant's. `answer_spans` finds its texts in what a template writes, by writing the conversation once more with marks in
-their places; `answer_labels` carries them over to the tokens of the processor, pictures included. So it works for any
-template and any processor of transformers with a fast tokenizer.
+Chat templates mark turns in their own ways, and processors put hundreds of tokens in the place of a picture; nearly none of them tells
+which tokens are the assistant's. `answer_spans` finds its texts in what a template writes, by writing the conversation once more with marks
+in their places; `answer_labels` carries them over to the tokens of the processor, pictures included. So it works for any template and any
+processor of transformers with a fast tokenizer.
 
 A conversation is a list of messages, ``{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}``.
 """

@@ -60,9 +60,7 @@ def learn_byte_tokenizer(texts: Iterable[str], vocab_size: int = 512) -> Qwen2To
     if vocab_size < least:
         raise UserError(f"model.vocab_size: {vocab_size} is too small; all bytes and the special tokens need {least}.")
     learner = byte_tokenizer([]).backend_tokenizer
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL), min_frequency=0, show_progress=False, initial_alphabet=_alphabet()
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(SPECIAL), min_frequency=0, show_progress=False, initial_alphabet=_alphabet())
     learner.train_from_iterator(sorted(texts), trainer)
     merges = json.loads(learner.to_str())["model"]["merges"]
     return byte_tokenizer(merges[: vocab_size - least])

@@ -111,7 +111,9 @@ class QuestionAnswering(Method):
         if merges is not None and self.model is None:
             self._use(*self.sizes.build(byte_tokenizer(merges)))
         elif merges is not None and merges != merges_of(self.processor.tokenizer):
-            raise UserError("ckpt_path: the checkpoint has another vocabulary than the questions give. Continue with the data it began with.")
+            raise UserError(
+                "ckpt_path: the checkpoint has another vocabulary than the questions give. Continue with the data it began with."
+            )
         super().on_load_checkpoint(checkpoint)
 
     # Training.
