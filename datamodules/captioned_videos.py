@@ -65,7 +65,18 @@ class CaptionedVideos(CaptionedImages):
         seed: int = 0,
     ) -> None:
         super().__init__(
-            root, more_roots, select, labels, image_size, in_memory, keep_groups, 0.0, shift, batch_size, eval_batch_size, num_workers, seed
+            root,
+            more_roots=more_roots,
+            select=select,
+            labels=labels,
+            image_size=image_size,
+            in_memory=in_memory,
+            keep_groups=keep_groups,
+            shift=shift,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
         )
         if num_frames < 1:
             raise UserError(f"data.num_frames: {num_frames} is too small; use 1 or more.")
