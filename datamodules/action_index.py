@@ -9,7 +9,6 @@ files may hold anything (``! [ ] & # ( )``), so nothing is ever taken for a patt
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import tarfile
@@ -20,16 +19,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from datamodules.checks import Item
+from datamodules.listfiles import NAMED, raise_all, read_json, read_text
 from datamodules.video import UnreadableVideo, VideoFile, even_frames, is_video, open_video
 from genlab.errors import MissingPath, UserError
 
 SHOWN = 4  # frames of a clip in a preview
-NAMED = 5  # problems in a message
 UNLABELLED = -1
 DATASETS = ("kinetics400", "ucf101", "hmdb51", "ssv2")
 
@@ -65,7 +63,7 @@ def read_video_list(path: Path, names: Sequence[str] | None = None) -> list[List
     """
     clips: list[Listed] = []
     wrong: list[str] = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         parts = line.strip().rsplit(None, 1)
@@ -75,7 +73,7 @@ def read_video_list(path: Path, names: Sequence[str] | None = None) -> list[List
             clips.append(Listed(parts[0].replace("\\", "/"), int(parts[1])))
     if not clips and not wrong:
         wrong.append(f"{path} is empty; it needs a line 'file label' per clip.")
-    _raise(wrong)
+    raise_all(wrong)
     highest = max(clip.label for clip in clips)
     if names is not None and highest >= len(names):
         raise UserError(
@@ -92,7 +90,7 @@ def read_labels(path: Path) -> list[str]:
         MissingPath: There is no such file.
         UserError: No such columns, or ids that are not 0, 1, 2 ...
     """
-    rows = csv.DictReader(_text(path).splitlines())
+    rows = csv.DictReader(read_text(path).splitlines())
     if not {"id", "name"} <= set(rows.fieldnames or ()):
         raise UserError(f"{path}:1: columns are {', '.join(rows.fieldnames or ()) or 'missing'}; a label file has id,name.")
     found: dict[int, str] = {}
@@ -105,7 +103,7 @@ def read_labels(path: Path) -> list[str]:
             wrong.append(f"{path}:{number}: id {key} is there twice.")
         else:
             found[int(key)] = name
-    _raise(wrong)
+    raise_all(wrong)
     if not found or sorted(found) != list(range(len(found))):
         gaps = sorted(set(range(max(found, default=0) + 1)) - set(found))
         raise UserError(f"{path}: ids count from 0 without gaps; missing: {', '.join(map(str, gaps[:NAMED])) or 'all'}.")
@@ -117,14 +115,14 @@ def read_labels(path: Path) -> list[str]:
 
 def read_ucf101(folder: Path, split: int = 1) -> Annotations:
     """``ucfTrainTestlist/``: classInd.txt counts from 1; training lists name file and class, test lists the file alone."""
-    classes = [line.split(None, 1) for line in _text(folder / "classInd.txt").splitlines() if line.strip()]
+    classes = [line.split(None, 1) for line in read_text(folder / "classInd.txt").splitlines() if line.strip()]
     names = [parts[-1].strip() for parts in classes]
     splits: dict[str, list[Listed]] = {}
     wrong: list[str] = []
     for part in ("train", "test"):
         path = folder / f"{part}list{split:02d}.txt"
         splits[part] = []
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             file = re.sub(r"\s+\d+$", "", line.strip())
             if not file:
                 continue
@@ -133,7 +131,7 @@ def read_ucf101(folder: Path, split: int = 1) -> Annotations:
                 wrong.append(f"{path}:{number}: class {name!r} is not in classInd.txt")
                 continue
             splits[part].append(Listed(file, names.index(name)))
-    _raise(wrong)
+    raise_all(wrong)
     return Annotations(names, splits)
 
 
@@ -147,7 +145,7 @@ def read_hmdb51(folder: Path, split: int = 1) -> Annotations:
     splits: dict[str, list[Listed]] = {"train": [], "test": [], "unused": []}
     wrong: list[str] = []
     for label, (name, path) in enumerate(zip(names, files)):
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
             parts = line.strip().rsplit(None, 1)
             if not parts:
                 continue
@@ -155,7 +153,7 @@ def read_hmdb51(folder: Path, split: int = 1) -> Annotations:
                 wrong.append(f"{path}:{number}: {line.strip()[:100]!r} does not end with 0, 1 or 2")
                 continue
             splits[("unused", "train", "test")[int(parts[1])]].append(Listed(f"{name}/{parts[0]}", label))
-    _raise(wrong)
+    raise_all(wrong)
     return Annotations(names, splits)
 
 
@@ -164,7 +162,7 @@ def read_kinetics(files: Sequence[Path]) -> Annotations:
     rows: list[tuple[str, str, str]] = []
     wrong: list[str] = []
     for path in files:
-        reader = csv.DictReader(_text(path).splitlines())
+        reader = csv.DictReader(read_text(path).splitlines())
         for number, row in enumerate(reader, 2):
             try:
                 start, end = int(float(row["time_start"])), int(float(row["time_end"]))
@@ -173,7 +171,7 @@ def read_kinetics(files: Sequence[Path]) -> Annotations:
                 wrong.append(f"{path}:{number}: no youtube_id, time_start and time_end in it")
                 continue
             rows.append((f"{video}_{start:06d}_{end:06d}.mp4", row.get("label") or "", {"validate": "val"}.get(split, split)))
-    _raise(wrong)
+    raise_all(wrong)
     names = sorted({label for _, label, _ in rows if label})
     splits: dict[str, list[Listed]] = {}
     for file, label, split in rows:
@@ -183,7 +181,7 @@ def read_kinetics(files: Sequence[Path]) -> Annotations:
 
 def read_ssv2(folder: Path) -> Annotations:
     """``labels.json``, ``train.json``, ``validation.json`` and ``test.json`` (without labels), also named ``something-something-v2-*``."""
-    ids: Mapping[str, str] = _json(_ssv2_file(folder, "labels"))
+    ids: Mapping[str, str] = read_json(_ssv2_file(folder, "labels"))
     names = [name for name, _ in sorted(ids.items(), key=lambda pair: int(pair[1]))]
     position = {name: i for i, name in enumerate(names)}
     splits: dict[str, list[Listed]] = {}
@@ -193,13 +191,13 @@ def read_ssv2(folder: Path) -> Annotations:
         if split == "test" and not path.is_file():
             continue
         splits[split] = []
-        for number, record in enumerate(_json(path), 1):
+        for number, record in enumerate(read_json(path), 1):
             name = str(record.get("template", "")).replace("[", "").replace("]", "")
             if "template" in record and name not in position:
                 wrong.append(f"{path}: record {number}: the template {record['template']!r} is not in {_ssv2_file(folder, 'labels').name}")
             else:
                 splits[split].append(Listed(f"{record['id']}.webm", position.get(name, UNLABELLED)))
-    _raise(wrong)
+    raise_all(wrong)
     return Annotations(names, splits)
 
 
@@ -380,24 +378,3 @@ def preview(item: Item) -> list[np.ndarray]:
             return list(video.frames(even_frames(len(video), SHOWN)))
     except UnreadableVideo:
         return []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingPath(f"{path} is not there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}).") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
-
-
-def _raise(wrong: Sequence[str]) -> None:
-    if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from datamodules.checks import Item
 from datamodules.images import pictures_in, preview
+from datamodules.listfiles import raise_all, read_text, some
 from genlab.errors import MissingPath, UserError
 
 __all__ = ["DomainPicture", "items", "preview", "read_folder"]
 
 METADATA = "metadata.jsonl"
 PARTS = {"target_dataset": "target", "reference": "reference", "source_image": "source"}
-NAMED = 5  # problems in a message
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def read_folder(folder: Path) -> list[DomainPicture]:
     categories = _read_categories(file)
     names = {path.name for path in paths}
     if gone := sorted(categories.keys() - names):
-        raise MissingPath(f"{file} names pictures that are not there: {_some(gone)}. Bring them, or drop their lines.")
+        raise MissingPath(f"{file} names pictures that are not there: {some(gone)}. Bring them, or drop their lines.")
     if left := sorted(names - categories.keys()):
-        raise UserError(f"{file} has no line for {_some(left)}. Every picture needs its category once one has it.")
+        raise UserError(f"{file} has no line for {some(left)}. Every picture needs its category once one has it.")
     return [DomainPicture(path, categories[path.name]) for path in paths]
 
 
@@ -54,7 +54,7 @@ def _read_categories(file: Path) -> dict[str, str]:
     """Category by name of the file."""
     found: dict[str, str] = {}
     wrong: list[str] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -68,14 +68,8 @@ def _read_categories(file: Path) -> dict[str, str]:
                 wrong.append(f"{file}:{number}: {name} is there twice.")
             case _:
                 wrong.append(f'{file}:{number}: {line.strip()[:80]}; expected {{"file_name": "0.png", "category": "face"}}.')
-    if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))
+    raise_all(wrong)
     return found
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def items(root: Path, dataset: str) -> list[Item]:

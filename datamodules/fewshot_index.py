@@ -12,17 +12,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from datamodules.checks import Item
 from datamodules.images import is_picture, preview
+from datamodules.listfiles import raise_all, read_json, read_text, some
 from genlab.errors import MissingPath, UserError
 
 __all__ = ["PLACES", "FewShotLists", "Picture", "Place", "dataset_folder", "items", "preview", "read_lists", "read_sentences"]
 
-NAMED = 5  # problems in a message
 SPLITS = ("train", "val", "test")
-GUIDE = "DATASETS.md of the CoOp repository says where to get it"
+ADVICE = "DATASETS.md of the CoOp repository says where to get it."
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def dataset_folder(root: Path, dataset: str) -> Path:
         if (folder / place.split).is_file():
             return folder
     raise MissingPath(
-        f"data.root: there is no {place.split} in {root}, nor in its folder {place.folder}. It is the list of {dataset}; {GUIDE}."
+        f"data.root: there is no {place.split} in {root}, nor in its folder {place.folder}. It is the list of {dataset}. {ADVICE}"
     )
 
 
@@ -117,9 +117,9 @@ def read_lists(root: Path, dataset: str) -> FewShotLists:
 
 def _read_split(folder: Path, place: Place) -> FewShotLists:
     path = folder / place.split
-    content = _json(path)
+    content = read_json(path, ADVICE)
     if not isinstance(content, dict) or not all(isinstance(content.get(split), list) for split in SPLITS):
-        raise UserError(f"{path}: expected an object with the lists train, val and test; {GUIDE}.")
+        raise UserError(f"{path}: expected an object with the lists train, val and test. {ADVICE}")
     names: dict[int, str] = {}
     splits: dict[str, list[Picture]] = {}
     wrong: list[str] = []
@@ -137,22 +137,22 @@ def _read_split(folder: Path, place: Place) -> FewShotLists:
             elif label not in names:
                 wrong.append(f"{path}: {split}[{number}] has label {label} ({name}), of which there is no training picture.")
             splits[split].append(Picture("/".join(part for part in (place.images, file.replace("\\", "/")) if part), label))
-    _raise(wrong)
+    raise_all(wrong)
     if sorted(names) != list(range(len(names))) or not names:
         gaps = sorted(set(range(max(names, default=0) + 1)) - set(names))
-        raise UserError(f"{path}: labels count from 0 without gaps; no training picture has: {', '.join(map(str, gaps[:NAMED]))}.")
+        raise UserError(f"{path}: labels count from 0 without gaps; no training picture has: {some([str(gap) for gap in gaps])}.")
     return FewShotLists(folder, [names[label] for label in range(len(names))], splits)
 
 
 def _read_fgvc(folder: Path) -> FewShotLists:
     """``variants.txt`` has a class per line; ``images_variant_<split>.txt`` lines ``<picture> <variant with blanks>``."""
-    names = [line.strip() for line in _text(folder / "variants.txt").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(folder / "variants.txt", ADVICE).splitlines() if line.strip()]
     label_of = {name: label for label, name in enumerate(names)}
     splits: dict[str, list[Picture]] = {}
     wrong: list[str] = []
     for split in SPLITS:
         path, splits[split] = folder / f"images_variant_{split}.txt", []
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path, ADVICE).splitlines(), 1):
             if not line.strip():
                 continue
             file, _, name = line.strip().partition(" ")
@@ -160,7 +160,7 @@ def _read_fgvc(folder: Path) -> FewShotLists:
                 wrong.append(f"{path}:{number}: variant {name.strip()!r} is not in variants.txt")
             else:
                 splits[split].append(Picture(f"images/{file}.jpg", label_of[name.strip()]))
-    _raise(wrong)
+    raise_all(wrong)
     return FewShotLists(folder, names, splits)
 
 
@@ -169,7 +169,7 @@ def _read_imagenet(folder: Path) -> FewShotLists:
     path = folder / "classnames.txt"
     named: dict[str, str] = {}
     wrong: list[str] = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path, ADVICE).splitlines(), 1):
         wnid, _, name = line.strip().partition(" ")
         if wnid and not name.strip():
             wrong.append(f"{path}:{number}: no class name behind {wnid!r}")
@@ -180,7 +180,7 @@ def _read_imagenet(folder: Path) -> FewShotLists:
     wrong += [f"{images / 'train' / wnid}: this class is not in {path.name}" for wnid in classes if wnid not in named]
     tested = _folders(images / "val", "Unpack the validation pictures there and sort them into a folder per wnid (valprep.sh does).")
     wrong += [f"{images / 'val' / wnid}: there is no such folder in images/train" for wnid in tested if wnid not in classes]
-    _raise(wrong)
+    raise_all(wrong)
     splits: dict[str, list[Picture]] = {"train": [], "test": []}
     for split, part, folders in (("train", "train", classes), ("test", "val", tested)):
         for wnid in folders:
@@ -217,7 +217,7 @@ def read_sentences(root: Path, dataset: str, names: Sequence[str]) -> list[list[
     found = next((each / file for each in (folder, folder.parent) if (each / file).is_file()), None)
     if found is None:
         raise MissingPath(f"{folder / file} is not there, nor beside the dataset's folder. Bring CuPL's file, or use templates alone.")
-    content = _json(found)
+    content = read_json(found)
     if not isinstance(content, dict) or not all(
         isinstance(each, list) and all(isinstance(s, str) for s in each) for each in content.values()
     ):
@@ -242,24 +242,3 @@ def items(root: Path, dataset: str) -> list[Item]:
         for split, pictures in lists.splits.items()
         for picture in pictures
     ]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingPath(f"{path} is not there; {GUIDE}.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}).") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}). Fetch the file again.") from error
-
-
-def _raise(wrong: Sequence[str]) -> None:
-    if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))

@@ -17,12 +17,12 @@ from typing import Any
 
 from datamodules.checks import Item
 from datamodules.images import pictures_in, preview
+from datamodules.listfiles import raise_all, read_json, read_text, some
 from genlab.errors import MissingPath, UserError
 from genlab.nearest import did_you_mean
 
 __all__ = ["PromptLists", "Request", "Subject", "items", "parse_images", "preview", "read_prompt_lists", "read_requests", "read_subjects"]
 
-NAMED = 5  # problems in a message
 LIST = "prompts_and_classes.txt"
 REQUESTS = "prompts.json"
 PLACEHOLDER = "[img]"
@@ -84,7 +84,7 @@ def read_prompt_lists(path: Path) -> PromptLists:
     classes: dict[str, str] = {}
     prompts: dict[str, list[str]] = {"Object Prompts": [], "Live Subject Prompts": []}
     section, wrong = "", []
-    for number, raw in enumerate(_text(path).splitlines(), 1):
+    for number, raw in enumerate(read_text(path).splitlines(), 1):
         line = raw.strip()
         if line in ("Classes", "Prompts", *prompts):
             section = line
@@ -104,7 +104,7 @@ def read_prompt_lists(path: Path) -> PromptLists:
                 prompts[section].append(found["prompt"])
         else:
             wrong.append(f"{path}:{number}: {line[:80]!r} stands before the heading Classes, or under no list of prompts.")
-    _raise(wrong)
+    raise_all(wrong)
     if not classes or not all(prompts.values()):
         empty = ["Classes"] * (not classes) + [title for title, listed in prompts.items() if not listed]
         raise UserError(f"{path}: nothing under {', '.join(empty)}; fetch the file of the DreamBooth dataset again.")
@@ -132,8 +132,7 @@ def read_subjects(root: Path) -> list[Subject]:
     found = list({subject.name: subject for subject in found}.values())
     having = {subject.name for subject in found if subject.pictures}
     if gone := [name for name in classes if name not in having]:
-        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
-        raise MissingPath(f"{folder / LIST} names subjects without pictures: {', '.join(gone[:NAMED])}{more}. Bring their folders.")
+        raise MissingPath(f"{folder / LIST} names subjects without pictures: {some(gone)}. Bring their folders.")
     found = [subject for subject in found if subject.pictures]
     if not found and (own := pictures_in(folder)):
         return [Subject(folder.resolve().name, "", tuple(own))]
@@ -223,10 +222,7 @@ def read_requests(root: Path) -> list[Request]:
     if not path.is_file():
         expected = '[{"prompt": "A photo of [img] on the beach", "images": ["dog.jpg"]}]'
         raise MissingPath(f"data.root: {path} is not there. Expected a list of prompts with the pictures that they name: {expected}.")
-    try:
-        records = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
+    records = read_json(path)
     found: list[Request] = []
     for number, record in enumerate(records if isinstance(records, list) else [records]):
         match record:
@@ -256,17 +252,3 @@ def items(root: Path, dataset: str) -> list[Item]:
         for number, subject in enumerate(read_subjects(root))
         for path in subject.pictures
     ]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingPath(f"{path} is not there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}).") from error
-
-
-def _raise(wrong: Sequence[str]) -> None:
-    if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))
