@@ -332,7 +332,7 @@ def preview(item: Item) -> list[np.ndarray]:
         return []
     thirds = np.array_split(cube[..., cube.shape[2] // 2 :], 3, axis=2)[::-1]
     beyond = np.stack([third.mean(2) for third in thirds], 2)
-    top = max(float(np.percentile(beyond, 99.5)), 1e-6)
+    top = np.percentile(beyond, 99.5, axis=(0, 1)).clip(1e-6)  # each by its own: sensors see less and less there
     return [colour, (np.clip(beyond / top, 0, 1) * 255).astype(np.uint8)]
 
 

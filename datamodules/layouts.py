@@ -36,6 +36,7 @@ LAYOUTS = {
     "captioned_clips": "datamodules.captioned_clips_index",
     "hyspefas": "datamodules.hyspefas_index",
     "questions": "datamodules.questions_index",
+    "interhf": "datamodules.interhf_index",
 }  # fmt: skip
 
 
