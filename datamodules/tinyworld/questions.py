@@ -24,9 +24,9 @@ from genlab.training.randomness import keyed_rng
 KINDS = ("shape", "colour", "background", "presence")  # of questions that are answered yes or no
 OPEN = ("what_shape", "what_colour", "where", "how_many")
 NUMBERS = ("no", "one", "two")
-SIZES = ("medium", "large")  # small shapes would be a few pixels of a patch
-PLAIN = 0.6  # share of objects without a texture
-ALONE = 0.7  # share of scenes with one object; the others have two
+SIZE = "large"  # smaller shapes would be a patch or two
+PLAIN = 0.7  # share of objects without a texture
+ALONE = 0.8  # share of scenes with one object; the others have two
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def asked_scene(seed: int, split: str, number: int) -> Scene:
     """Picture ``number`` of a split."""
     rng = keyed_rng("questions", seed, split, "scene", number)
     count = 1 if rng.random() < ALONE else 2
-    scene = random_scene(f"questions/{seed}/{split}/{number}", "A", count, spread=0.5)
+    scene = random_scene(f"questions/{seed}/{split}/{number}", "A", count, spread=0.45)
     textures = ["plain" if rng.random() < PLAIN else str(rng.choice(TEXTURES[1:])) for _ in range(count)]
-    things = tuple(replace(thing, size=str(rng.choice(SIZES)), texture=texture) for thing, texture in zip(scene.objects, textures))
+    things = tuple(replace(thing, size=SIZE, texture=texture) for thing, texture in zip(scene.objects, textures))
     return replace(scene, objects=things)
 
 

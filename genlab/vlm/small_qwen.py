@@ -107,6 +107,7 @@ class SmallQwen:
         patch_size: Pixels per side of a patch; 2 x 2 of them make a token.
         min_tokens: Smaller pictures are enlarged to so many tokens.
         max_tokens: Larger pictures are reduced to so many tokens.
+        spread: Standard deviation of the first weights. The published networks' 0.02 suits widths of thousands.
     """
 
     width: int = 64
@@ -119,6 +120,7 @@ class SmallQwen:
     patch_size: int = 14
     min_tokens: int = 16
     max_tokens: int = 16
+    spread: float = 0.06
 
     def build(self, tokenizer: Qwen2Tokenizer) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
         """A network with random weights for the tokenizer's vocabulary, and its processor."""
@@ -133,6 +135,8 @@ class SmallQwen:
         text |= {"eos_token_id": ids[END_TURN], "pad_token_id": ids[END], "bos_token_id": None, "tie_word_embeddings": True}
         vision = {"depth": self.vision_layers, "embed_dim": self.vision_width, "hidden_size": self.width, "num_heads": self.vision_heads}
         vision |= {"mlp_ratio": 2, "patch_size": self.patch_size, "spatial_merge_size": 2, "temporal_patch_size": 2}
+        for part in (text, vision):
+            part["initializer_range"] = self.spread
         config = Qwen2VLConfig(
             text_config=text, vision_config=vision, image_token_id=ids[IMAGE], video_token_id=ids[VIDEO],
             vision_start_token_id=ids[START_VISION], vision_end_token_id=ids[END_VISION], tie_word_embeddings=True,

@@ -52,10 +52,12 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("data")
     captions = make("captions", folder / "captions", progress=False, pictures=16, held_out=8)
     clips = make("captioned_clips", folder / "captioned_clips", progress=False, clips=16, held_out=16)
+    questions = make("questions", folder / "questions", progress=False, pictures=4, held_out=2)
     return {
         "datamodules.genvideo.GenVideo": [f"--data.root={tiny_genvideo}", "--data.val_fraction=0.3"],
         "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}"],
         "datamodules.captioned_videos.CaptionedVideos": [f"--data.root={clips}"],
+        "datamodules.visual_questions.VisualQuestions": [f"--data.root={questions}"],
     }
 
 

@@ -145,8 +145,9 @@ class QuestionAnswering(Method):
     @torch.inference_mode()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str]) -> list[str]:
         """The greedy answer to each question about the picture at its place, (3, H, W) uint8."""
+        model = self.network
         inputs = question_batch(self.processor, [[user(text, 1)] for text in questions], [[image] for image in images]).to(self.device)
-        said = self.network.generate(**inputs, max_new_tokens=self.hparams.max_new_tokens, do_sample=False)
+        said = model.generate(**inputs, max_new_tokens=self.hparams.max_new_tokens, do_sample=False)
         return [text.strip() for text in self.processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
 
     def on_validation_start(self) -> None:
