@@ -382,7 +382,7 @@ def preview(item: Item) -> list[np.ndarray]:
     clip = _clips(str(item.path.parents[len(Path(item.id).parts) - 1]))[item.path]
     try:
         indices = even_frames(clip.frames, SHOWN)
-        frames = load_frames(clip, indices)
+        frames = load_frames(clip, indices.tolist())
     except UnreadableVideo:
         return []
     middle = indices[len(indices) // 2]

@@ -91,7 +91,7 @@ def random_person(*key: int | str) -> Person:
     rng = keyed_rng("person", *key)
 
     def some(pool: Sequence[Colour], spread: float = 0.03) -> Colour:
-        red, green, blue = np.clip(np.asarray(pool[rng.integers(len(pool))]) + rng.uniform(-spread, spread), 0.03, 0.99)
+        red, green, blue = np.clip(np.asarray(pool[int(rng.integers(len(pool)))]) + rng.uniform(-spread, spread), 0.03, 0.99)
         return round(float(red), 4), round(float(green), 4), round(float(blue), 4)
 
     def length(low: float, high: float) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -223,7 +223,7 @@ def film(touch: Touch) -> Filmed:
     shape = (touch.frames, FINE * touch.size, FINE * touch.size)
     parts = list(layers(touch, way))
     rng = keyed_rng("interhf room", touch.seed, touch.clip)
-    palette = {**palette_of(person), **hand_palette(person), "room": _room(rng, touch.size)}
+    palette: dict[str, Sequence[float] | Array] = {**palette_of(person), **hand_palette(person), "room": _room(rng, touch.size)}
     light = rng.uniform(0.82, 1.08) * (1 + rng.uniform(-0.05, 0.05, 3))
     picture = shrink(compose([("room", np.ones(shape, np.float32), 1.0), *parts], palette, shape), FINE) * light.astype(np.float32)
     flat: list[Layer] = [(part, coverage, 1.0) for part, coverage, _ in parts]
