@@ -31,6 +31,8 @@ LAYOUTS = {
     **dict.fromkeys(("dreambooth", "multimodal_prompt"), "datamodules.subjects_index"),
     "defake": "datamodules.defake_index",
     "inpainting": "datamodules.inpainting_index",
+    "hyspefas": "datamodules.hyspefas_index",
+    "interhf": "datamodules.interhf_index",
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",

@@ -34,6 +34,8 @@ DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progr
     "multimodal_prompt": "datamodules.tinyworld.subjects:write_multimodal_prompt",
     "defake": "datamodules.tinyworld.defake:write_defake",
     "inpainting": "datamodules.tinyworld.holes:write_inpainting",
+    "hyspefas": "datamodules.tinyworld.hyspefas:write_hyspefas",
+    "interhf": "datamodules.tinyworld.interhf:write_interhf",
     # What the tiny models are pretrained on.
     "captions": "datamodules.tinyworld.captions:write_captions",
     "captions_b": "datamodules.tinyworld.captions:write_captions_b",
