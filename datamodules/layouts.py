@@ -36,9 +36,7 @@ LAYOUTS = {
     "captions": "datamodules.captioned_index",
     "captions_b": "datamodules.captioned_index",
     "captioned_clips": "datamodules.captioned_clips_index",
-    "hyspefas": "datamodules.hyspefas_index",
     "questions": "datamodules.questions_index",
-    "interhf": "datamodules.interhf_index",
 }  # fmt: skip
 
 

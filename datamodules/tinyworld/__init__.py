@@ -40,9 +40,7 @@ DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progr
     "captions": "datamodules.tinyworld.captions:write_captions",
     "captions_b": "datamodules.tinyworld.captions:write_captions_b",
     "captioned_clips": "datamodules.tinyworld.captioned_clips:write_captioned_clips",
-    "hyspefas": "datamodules.tinyworld.hyspefas:write_hyspefas",
     "questions": "datamodules.tinyworld.questions:write_visual_questions",
-    "interhf": "datamodules.tinyworld.interhf:write_interhf",
 }  # fmt: skip
 
 
