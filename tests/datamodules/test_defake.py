@@ -183,7 +183,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingPath, match="the real pictures lie in"):
         items(tmp_path, "defake")
     (tmp_path / "list.csv").write_text("path,label\na.png,1\nb.png,maybe\n")
-    with pytest.raises(UserError, match="list.csv:3: .*label 'maybe'"):
+    with pytest.raises(UserError, match=r"list.csv:3: .*label 'maybe'"):
         items(tmp_path, "defake")
     with pytest.raises(UserError, match="train=0"):
         make("defake", tmp_path / "x", progress=False, train=0)

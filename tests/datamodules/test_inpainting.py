@@ -148,7 +148,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(MissingPath, match="there is no picture"):
         items(tmp_path, "inpainting")
     (tmp_path / "places365_val.txt").write_text("x.jpg\n")
-    with pytest.raises(UserError, match="places365_val.txt:1"):
+    with pytest.raises(UserError, match=r"places365_val\.txt:1"):
         items(tmp_path, "inpainting")
     with pytest.raises(UserError, match="pictures=0"):
         make("inpainting", tmp_path / "x", progress=False, pictures=0)

@@ -123,5 +123,5 @@ def test_what_is_wrong_is_said(tmp_path: Path, lines: list[object], options: dic
         data = VisualQuestions(str(root), **({"batch_size": 1} | options))  # type: ignore[arg-type]
         data.setup("fit")
         data.train_dataloader()
-    with pytest.raises(UserError, match="has no test/metadata.jsonl; its splits: train/, validation/"):
+    with pytest.raises(UserError, match=r"has no test/metadata\.jsonl; its splits: train/, validation/"):
         VisualQuestions(str(own(tmp_path / "more", GOOD))).setup("test")
