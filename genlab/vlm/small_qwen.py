@@ -126,14 +126,24 @@ class SmallQwen:
         """A network with random weights for the tokenizer's vocabulary, and its processor."""
         from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-        ids = {name: tokenizer.convert_tokens_to_ids(name) for name in SPECIAL}
+        ids = {name: int(cast(int, tokenizer.convert_tokens_to_ids(name))) for name in SPECIAL}
         half = self.width // self.heads // 2
-        text = {"vocab_size": len(tokenizer), "hidden_size": self.width, "intermediate_size": self.mlp, "num_hidden_layers": self.layers}
+        text: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": self.width,
+            "intermediate_size": self.mlp,
+            "num_hidden_layers": self.layers,
+        }
         text |= {"num_attention_heads": self.heads, "num_key_value_heads": max(1, self.heads // 2), "max_position_embeddings": 2048}
         sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]  # of time, height and width, as in the published ones
         text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}}
         text |= {"eos_token_id": ids[END_TURN], "pad_token_id": ids[END], "bos_token_id": None, "tie_word_embeddings": True}
-        vision = {"depth": self.vision_layers, "embed_dim": self.vision_width, "hidden_size": self.width, "num_heads": self.vision_heads}
+        vision: dict[str, Any] = {
+            "depth": self.vision_layers,
+            "embed_dim": self.vision_width,
+            "hidden_size": self.width,
+            "num_heads": self.vision_heads,
+        }
         vision |= {"mlp_ratio": 2, "patch_size": self.patch_size, "spatial_merge_size": 2, "temporal_patch_size": 2}
         for part in (text, vision):
             part["initializer_range"] = self.spread
