@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -15,7 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from callbacks.preemption import LastCheckpoint
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
-from genlab.methods.pretraining.latent_diffusion import LatentDiffusion, fresh_unet, random_holes, share_parts, widen_input
+from genlab.errors import UserError
+from genlab.methods.pretraining.latent_diffusion import (
+    LatentDiffusion,
+    fresh_text_encoder,
+    fresh_unet,
+    random_holes,
+    share_parts,
+    widen_input,
+)
 from genlab.training.resume import ExactResume
 from tests.diffusion.tiny_parts import CHANNELS, LENGTH, write_parts
 
@@ -58,12 +67,34 @@ class Numbers(Dataset[int]):
         return draw.index
 
 
+class Pictures(L.LightningDataModule):
+    """What a fresh text tower asks of a datamodule: the captions that its words come from."""
+
+    def __init__(self, captions: list[str]) -> None:
+        super().__init__()
+        self.datasets = {"train": SimpleNamespace(captions=captions)}
+
+    def train_dataloader(self) -> TrainLoader:
+        return batches()
+
+
+def batches() -> TrainLoader:
+    return TrainLoader(Numbers(), TrainSampler(None, 24, 0, 0, 1), 8, collate_fn=collate)  # three an epoch
+
+
+SIZES: dict[str, Any] = {"channels": [8, 16], "heads": 2, "groups": 4, "image_size": SIZE, "sampling_steps": 8, "warmup": 2}
+
+
 def tiny(parts: Path, **options: Any) -> LatentDiffusion:
     torch.manual_seed(0)
-    defaults: dict[str, Any] = {"channels": [8, 16], "heads": 2, "groups": 4, "image_size": SIZE, "sampling_steps": 8, "warmup": 2}
-    model = LatentDiffusion(str(parts), str(parts), **(defaults | options))
+    model = LatentDiffusion(str(parts), **({"text_encoder": str(parts)} | SIZES | options))
     model.configure_model()
     return model
+
+
+def with_fresh_text(parts: Path, **options: Any) -> LatentDiffusion:
+    torch.manual_seed(0)
+    return LatentDiffusion(str(parts), **(SIZES | {"text_width": 16, "text_layers": 1, "text_length": LENGTH} | options))
 
 
 def trainer(folder: Path, steps: int) -> L.Trainer:
@@ -103,10 +134,9 @@ def test_exported_pipeline_draws_the_same_pictures(parts: Path, tmp_path: Path, 
 def test_resumed_run_is_the_unbroken_one(parts: Path, tmp_path: Path) -> None:
     def fit(checkpoint: Path | None = None) -> LatentDiffusion:
         model = tiny(parts, cache=True, ema_decay=0.5)
-        loader = TrainLoader(Numbers(), TrainSampler(None, 24, 0, 0, 1), 8, collate_fn=collate)  # three batches an epoch
         run = trainer(tmp_path, 6)
         run.callbacks += [ExactResume(), KeepStep(tmp_path / "last.ckpt", 15, 1)]  # type: ignore[attr-defined]
-        run.fit(model, loader, ckpt_path=checkpoint, weights_only=True)
+        run.fit(model, batches(), ckpt_path=checkpoint, weights_only=True)
         return model
 
     unbroken, within = fit(), tmp_path / "5.ckpt"
@@ -117,6 +147,40 @@ def test_resumed_run_is_the_unbroken_one(parts: Path, tmp_path: Path) -> None:
         assert torch.equal(value, second.state_dict()[name]), name
     assert int(second.ema_updates) == 6
     assert not torch.equal(second.ema.conv_in.weight, second.trained.conv_in.weight)
+
+
+def test_a_fresh_text_tower_is_trained_resumed_and_exported(parts: Path, tmp_path: Path) -> None:
+    def fit(captions: list[str] = CAPTIONS, checkpoint: Path | None = None) -> LatentDiffusion:
+        model, run = with_fresh_text(parts, cache=True, ema_decay=0.5, lr=1e-2), trainer(tmp_path, 6)
+        run.callbacks += [ExactResume(), KeepStep(tmp_path / "last.ckpt", 15, 1)]  # type: ignore[attr-defined]
+        run.fit(model, datamodule=Pictures(captions), ckpt_path=checkpoint, weights_only=True)
+        return model
+
+    unbroken, within = fit(), tmp_path / "4.ckpt"
+    held = torch.load(within, weights_only=True)["state_dict"]
+    assert {name.split(".")[0] for name in held} == {"unet", "ema", "ema_updates", "text_encoder", "text_ema"}
+    second = fit(checkpoint=within)
+    for name, value in unbroken.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    with pytest.raises(UserError, match="another vocabulary"):
+        fit(["green heart"], within)
+
+    start = fresh_text_encoder(unbroken.tokenizer, 16, 1).state_dict()
+    ends = [dict(each.named_parameters()) for each in (unbroken.text_encoder, unbroken.text_ema)]  # type: ignore[union-attr]
+    assert start.keys() == ends[0].keys()
+    assert all(not torch.equal(*(end[name] for end in ends)) for name in start if "k_proj.bias" not in name), "all of it is trained"
+
+    loaded = LatentDiffusion.load_from_checkpoint(tmp_path / "last.ckpt", map_location="cpu", weights_only=True)
+    loaded.export(tmp_path / "whole")
+    again = tiny(tmp_path / "whole", text_encoder=None, weights=str(tmp_path / "whole"))
+    batch = collate([0, 1])
+    assert torch.allclose(again.draw(batch), unbroken.draw(batch), atol=2e-2)  # half precision
+    assert not torch.allclose(unbroken.states(CAPTIONS), unbroken.trained_states(CAPTIONS), atol=1e-4), "the running mean is what draws"
+
+
+def test_a_fresh_text_tower_needs_captions(parts: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a tokenizer is learned from captions"):
+        trainer(tmp_path, 1).fit(with_fresh_text(parts), batches())
 
 
 def test_running_mean_by_hand(parts: Path, tmp_path: Path) -> None:

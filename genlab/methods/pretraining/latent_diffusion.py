@@ -1,7 +1,8 @@
 """Latent diffusion with text (Rombach et al., arXiv 2112.10752), as diffusers' ``UNet2DConditionModel``: what Stable Diffusion is.
 
-The autoencoder and the text tower are frozen. Their outputs never change for a picture that is not augmented, so they can be kept in
-memory, and a step then is the UNet alone: that is what makes a tiny model trainable within an hour on one CPU core.
+The autoencoder is frozen. Its latents never change for a picture that is not augmented, so they can be kept in memory: that is what makes
+a tiny model trainable within an hour on one CPU core. The text tower is a given one, frozen as in Stable Diffusion, or a fresh one that is
+trained along with the UNet, as in Eq. 3 of the paper.
 
 Notation: x_0 latents, e noise, a_t = ``alphas_cumprod[t]``, see ``genlab.diffusion.schedule``.
 """
@@ -31,8 +32,10 @@ from genlab.diffusion.components import (
 from genlab.diffusion.losses import diffusion_loss, min_snr_weights, signal_to_noise
 from genlab.diffusion.sampling import sample_latents
 from genlab.diffusion.schedule import add_noise, training_target
+from genlab.errors import UserError
 from genlab.files import write_json
 from genlab.methods.pretraining.judging import judged
+from genlab.methods.pretraining.tokenizer import learn_tokenizer, merges_of, tokenizer_from, training_captions
 from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_flat
@@ -40,6 +43,7 @@ from genlab.training.schedules import warm_flat
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 
 def fresh_unet(
@@ -71,6 +75,25 @@ def fresh_unet(
         norm_num_groups=groups,
         cross_attention_dim=text_width,
     )
+
+
+def fresh_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
+    """CLIP's text tower for a tokenizer's vocabulary and length, with heads of 32 channels."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(width // 32, 1),
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
 
 
 def random_holes(count: int, size: int, *keys: int | str) -> Tensor:
@@ -116,8 +139,12 @@ class LatentDiffusion(Method):
 
     Args:
         vae: Folder, hub id or ``tiny:NAME`` of a pipeline with the autoencoder; frozen.
-        text_encoder: Likewise with tokenizer and text tower, or a CLIP; frozen.
+        text_encoder: Likewise with tokenizer and text tower, or a CLIP; frozen. ``None`` trains a text tower along, that of ``weights`` or
+            a fresh one with a tokenizer learned from the training captions.
         weights: Likewise with a UNet and a scheduler to continue from or to evaluate; ``None`` starts afresh with the sizes below.
+        text_width: Of a fresh text tower.
+        text_layers: Likewise.
+        text_length: Tokens that it reads, with start and end; longer captions are cut.
         channels: Width of each level of the UNet, from the latents' size down.
         layers: Blocks per level.
         heads: Of each attention.
@@ -147,8 +174,11 @@ class LatentDiffusion(Method):
     def __init__(
         self,
         vae: str,
-        text_encoder: str,
+        text_encoder: str | None = None,
         weights: str | None = None,
+        text_width: int = 128,
+        text_layers: int = 2,
+        text_length: int = 32,
         channels: list[int] | None = None,
         layers: int = 1,
         heads: int = 4,
@@ -177,16 +207,34 @@ class LatentDiffusion(Method):
         self.kept_states: dict[str, Tensor] = {}
         self.unet: UNet2DConditionModel | None = None
 
+    # The networks. A fresh text tower depends on the vocabulary, so they are built from the data's captions or from a checkpoint then.
+
     def configure_model(self) -> None:
         if self.unet is not None:
             return
+        settings = self.hparams
+        source = settings.text_encoder or settings.weights
+        if source is not None:
+            self._build(*load_text(source))
+        elif self._trainer is not None and self.trainer.training:
+            self._build(learn_tokenizer(training_captions(self.trainer), max_length=settings.text_length))
+
+    def _build(self, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel | None = None) -> None:
         from diffusers.models.attention_processor import AttnProcessor
 
         settings = self.hparams
         self.vae: AutoencoderKL = load_vae(settings.vae)
-        self.tokenizer, self.text_encoder = load_text(settings.text_encoder)
         self.freeze_part("vae")
-        self.freeze_part("text_encoder")
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder or fresh_text_encoder(tokenizer, settings.text_width, settings.text_layers)
+        self.text_ema: CLIPTextModel | None = None
+        if settings.text_encoder is not None:
+            self.freeze_part("text_encoder")
+        else:
+            # As below: written-out attention for the sake of the backward pass on a CPU.
+            self.text_encoder.set_attn_implementation("sdpa" if torch.cuda.is_available() else "eager")
+            self.text_encoder.requires_grad_(True).train()
+            self.text_ema = copy.deepcopy(self.text_encoder).requires_grad_(False).eval()
         latent_channels = self.vae.config.latent_channels
         extra = latent_channels + 1 if settings.inpainting else 0
         if settings.weights is None:
@@ -206,7 +254,22 @@ class LatentDiffusion(Method):
         self.ema = copy.deepcopy(unet).requires_grad_(False).eval()
         self.register_buffer("ema_updates", torch.zeros((), dtype=torch.int64))
 
-    # Frozen inputs: latents and text states.
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.text_ema is not None:
+            checkpoint["tokenizer"] = {"merges": merges_of(self.tokenizer), "max_length": self.tokenizer.model_max_length}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        held = checkpoint.get("tokenizer")
+        if held is not None and self.unet is None:
+            self._build(tokenizer_from(held["merges"], held["max_length"]))
+        elif held is not None and held["merges"] != merges_of(self.tokenizer):
+            raise UserError(
+                "ckpt_path: the checkpoint has another vocabulary than the captions give. Continue with the data it began with."
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    # Inputs: latents and text states.
 
     def latents(self, batch: CaptionedBatch, *keys: int | str) -> Tensor:
         """x_0 of the batch, fp32 (B, C, h, w); the draw from q(z|x) is keyed by ``keys``, sample and occurrence."""
@@ -221,13 +284,20 @@ class LatentDiffusion(Method):
         return mean if self.hparams.posterior == "mean" else mean + std * self.noise(batch, mean, "posterior", *keys)
 
     def states(self, captions: list[str]) -> Tensor:
-        """Text states (B, L, D), fp32."""
-        found = self.kept_states if self.hparams.cache else {}
+        """Text states (B, L, D), fp32, for evaluation, or those of a frozen tower."""
+        found = self.kept_states if self.hparams.cache and self.text_ema is None else {}
         new = [caption for caption in dict.fromkeys(captions) if caption not in found]
         if new:
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                found |= dict(zip(new, encode_text(self.tokenizer, self.text_encoder, new)))
+                found |= dict(zip(new, encode_text(self.tokenizer, self.text_ema or self.text_encoder, new)))
         return torch.stack([found[caption] for caption in captions])
+
+    def trained_states(self, captions: list[str]) -> Tensor:
+        """Text states (B, L, D) that a text tower which is trained along learns from."""
+        if self.text_ema is None:
+            return self.states(captions)
+        distinct = list(dict.fromkeys(captions))
+        return encode_text(self.tokenizer, self.text_encoder, distinct)[[distinct.index(caption) for caption in captions]]
 
     def noise(self, batch: CaptionedBatch, like: Tensor, *keys: int | str) -> Tensor:
         """N(0, 1) in the shape of ``like``, a generator per sample: neither order nor number of processes matters."""
@@ -271,14 +341,20 @@ class LatentDiffusion(Method):
     # Training.
 
     def loss(self, network: UNet2DConditionModel, batch: CaptionedBatch, dropout: float, *keys: int | str) -> Tensor:
-        """Weighted squared error at a random timestep per sample; all draws are keyed by ``keys``, sample and occurrence."""
+        """Weighted squared error at a random timestep per sample; all draws are keyed by ``keys``, sample and occurrence.
+
+        Args:
+            network: The trained UNet, or its running mean, which goes with that of the text tower.
+            dropout: Share of captions left empty.
+        """
         settings, latents = self.hparams, self.latents(batch, *keys)
         draws = [
             keyed_rng(settings.seed, "step", *keys, name, times).random(2) for name, times in zip(batch["id"], batch["occurrence"].tolist())
         ]
         alphas = self.scheduler.alphas_cumprod.to(self.device)
         timesteps = torch.tensor([int(when * len(alphas)) for when, _ in draws], device=self.device)
-        states = self.states(["" if drop < dropout else caption for (_, drop), caption in zip(draws, batch["caption"])])
+        captions = ["" if drop < dropout else caption for (_, drop), caption in zip(draws, batch["caption"])]
+        states = self.states(captions) if network is self.ema else self.trained_states(captions)
         noise = self.noise(batch, latents, "noise", *keys)
         seen = None
         if settings.inpainting:
@@ -304,12 +380,16 @@ class LatentDiffusion(Method):
         super().optimizer_step(*args, **options)
         self.ema_updates += 1
         decay = min(self.hparams.ema_decay, float((1 + self.ema_updates) / (10 + self.ema_updates)))  # the first steps are soon forgotten
+        means, values = list(self.ema.parameters()), list(self.trained.parameters())
+        if self.text_ema is not None:
+            means, values = [*means, *self.text_ema.parameters()], [*values, *self.text_encoder.parameters()]
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.trained.parameters()), 1 - decay)
+            torch._foreach_lerp_(means, values, 1 - decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings, steps = self.hparams, int(self.trainer.estimated_stepping_batches)
-        optimizer = torch.optim.AdamW(self.trained.parameters(), settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, settings.lr, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_flat(step, settings.warmup, steps, settings.cooldown))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -382,16 +462,16 @@ class LatentDiffusion(Method):
         share_parts(folder, self.hparams.vae, self.hparams.text_encoder)
 
     def _parts(self) -> dict[str, nn.Module]:
-        return {"unet": self.ema, "vae": self.vae, "text_encoder": self.text_encoder}
+        return {"unet": self.ema, "vae": self.vae, "text_encoder": self.text_ema or self.text_encoder}
 
 
-def share_parts(folder: Path, vae: str, text_encoder: str) -> None:
+def share_parts(folder: Path, vae: str, text_encoder: str | None) -> None:
     """Takes files out of a pipeline folder that tiny models ship anyway, and says in ``parts.json`` where they are."""
     parts: dict[str, dict[str, str]] = {}
     if vae.startswith("tiny:"):
         for file in (folder / "vae").iterdir():
             parts[f"vae/{file.name}"] = {"from": f"{vae.removeprefix('tiny:')}/vae/{file.name}"}
-    if text_encoder.startswith("tiny:"):
+    if text_encoder is not None and text_encoder.startswith("tiny:"):
         source = text_encoder.removeprefix("tiny:")
         for file in (folder / "tokenizer").iterdir():
             parts[f"tokenizer/{file.name}"] = {"from": f"{source}/{file.name}"}

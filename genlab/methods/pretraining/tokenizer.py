@@ -52,6 +52,20 @@ def tokenizer_from(merges: Sequence[Sequence[str]], max_length: int) -> CLIPToke
     return CLIPTokenizer(vocab=vocab, merges=cast(Any, pairs), model_max_length=max_length)  # annotated as str or list[str], takes pairs
 
 
+def training_captions(trainer: Any) -> list[str]:
+    """Captions of the training split, to learn a tokenizer from.
+
+    Raises:
+        UserError: The trainer has no datamodule with captions.
+    """
+    try:
+        return [str(caption) for caption in trainer.datamodule.datasets["train"].captions]
+    except (AttributeError, KeyError) as error:
+        raise UserError(
+            "data: a tokenizer is learned from captions, which need a datamodule such as datamodules.captioned_images.CaptionedImages."
+        ) from error
+
+
 def merges_of(tokenizer: CLIPTokenizer) -> list[list[str]]:
     """What :func:`tokenizer_from` needs to make it again."""
     return [list(pair) for pair in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
