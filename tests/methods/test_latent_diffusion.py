@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks.preemption import LastCheckpoint
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from genlab.errors import UserError
+from genlab.methods.pretraining import latent_diffusion
 from genlab.methods.pretraining.latent_diffusion import (
     LatentDiffusion,
     fresh_text_encoder,
@@ -258,12 +259,23 @@ def test_inpainting_agrees_with_the_stock_pipeline(parts: Path, tmp_path: Path) 
     assert torch.allclose(again.draw(batch, again.seen(batch, holes)), result.images, atol=2e-2)
 
 
-def test_tiny_models_share_their_parts(parts: Path, tmp_path: Path) -> None:
-    tiny(parts).export(tmp_path)
-    share_parts(tmp_path, "tiny:vae", "tiny:clip")
-    shared = json.loads((tmp_path / "parts.json").read_text())
-    assert shared["text_encoder/model.safetensors"] == {"from": "clip/model.safetensors", "prefix": "text_model."}
-    assert shared["vae/config.json"] == {"from": "vae/vae/config.json"}
-    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert left >= {"model_index.json", "text_encoder/config.json", "unet/config.json", "scheduler/scheduler_config.json", "parts.json"}
-    assert not left & shared.keys()
+def test_tiny_models_share_their_parts(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autoencoder is named and not written again, and so are a CLIP's text tower, or another pipeline's."""
+    models = tmp_path / "tiny_models"
+    monkeypatch.setattr(latent_diffusion, "TINY_MODELS", models)
+    tiny(parts).export(models / "sd")
+    for name, text, tower in (
+        ("clip", "tiny:clip", {"from": "clip/model.safetensors", "prefix": "text_model."}),
+        ("pipeline", "tiny:sd", {"from": "sd/text_encoder/model.safetensors"}),
+    ):
+        folder = tmp_path / name
+        tiny(parts).export(folder)
+        share_parts(folder, "tiny:vae", text)
+        shared = json.loads((folder / "parts.json").read_text())
+        assert shared["text_encoder/model.safetensors"] == tower
+        assert shared["vae/config.json"] == {"from": "vae/vae/config.json"}
+        place = "sd/tokenizer" if name == "pipeline" else "clip"
+        assert shared["tokenizer/tokenizer_config.json"] == {"from": f"{place}/tokenizer_config.json"}
+        left = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert left >= {"model_index.json", "text_encoder/config.json", "unet/config.json", "scheduler/scheduler_config.json", "parts.json"}
+        assert not left & shared.keys()

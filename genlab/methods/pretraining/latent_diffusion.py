@@ -39,6 +39,7 @@ from genlab.methods.pretraining.tokenizer import learn_tokenizer, merges_of, tok
 from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_flat
+from genlab.weights import TINY_MODELS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -473,9 +474,13 @@ def share_parts(folder: Path, vae: str, text_encoder: str | None) -> None:
             parts[f"vae/{file.name}"] = {"from": f"{vae.removeprefix('tiny:')}/vae/{file.name}"}
     if text_encoder is not None and text_encoder.startswith("tiny:"):
         source = text_encoder.removeprefix("tiny:")
+        pipeline = (TINY_MODELS / source / "text_encoder").is_dir()  # else a CLIP, both towers in one file
         for file in (folder / "tokenizer").iterdir():
-            parts[f"tokenizer/{file.name}"] = {"from": f"{source}/{file.name}"}
-        parts["text_encoder/model.safetensors"] = {"from": f"{source}/model.safetensors", "prefix": "text_model."}
+            parts[f"tokenizer/{file.name}"] = {"from": f"{source}/tokenizer/{file.name}" if pipeline else f"{source}/{file.name}"}
+        tower = {"from": f"{source}/text_encoder/model.safetensors"}
+        if not pipeline:
+            tower = {"from": f"{source}/model.safetensors", "prefix": "text_model."}
+        parts["text_encoder/model.safetensors"] = tower
     for name in parts:
         (folder / name).unlink()
     if parts:
