@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 
 DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo"}
 PREPARABLE = {"genvideo": "datamodules.genvideo_prepare"}
-PLANNED = (
-    "genvideo", "kinetics400", "ucf101", "hmdb51", "ssv2", "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers",
-    "food101", "fgvc", "sun397", "dtd", "eurosat", "ucf101_midframes", "hyspefas", "interhf", "domain_images", "dreambooth",
-    "multimodal_prompt", "defake", "inpainting",
-)  # fmt: skip
 HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
   make     write the tiny, procedural form of a dataset in the layout of the real one
@@ -45,7 +40,9 @@ HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
   python -m genlab data check genvideo --root $GENLAB_DATA/GenVideo --level full --out findings.csv
   python -m genlab data show genvideo --root tiny:genvideo
 
-Options of an action: python -m genlab data ACTION --help. Datasets: {datasets}."""
+Options of an action: python -m genlab data ACTION --help.
+Datasets of make and show: {shown}.
+Datasets of check and prepare: {checked}."""
 
 
 def main(args: list[str]) -> int:
@@ -55,7 +52,7 @@ def main(args: list[str]) -> int:
         UserError: Unknown action, dataset or option, or a dataset that is not there.
     """
     if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(datasets=", ".join(DATAMODULES)))
+        print(HELP.format(shown=", ".join(_all()), checked=", ".join(DATAMODULES)))
         return 0
     actions = {"make": make, "prepare": prepare, "check": check, "show": show}
     if args[0] not in actions:
@@ -240,12 +237,19 @@ def _parser(action: str, description: str | None, datasets: Sequence[str] = tupl
     return parser
 
 
+def _all() -> list[str]:
+    from datamodules.layouts import LAYOUTS
+    from datamodules.tinyworld import DATASETS
+
+    return list(dict.fromkeys([*DATASETS, *DATAMODULES, *LAYOUTS]))
+
+
 def _known(dataset: str, there: dict[str, str], verb: str) -> None:
     if dataset in there:
         return
     listed = f"There are: {', '.join(there)}."
-    if dataset in PLANNED:
-        raise UserError(f"{verb}: {dataset} is not there yet. {listed}")
+    if dataset in _all():
+        raise UserError(f"{verb}: not for {dataset} yet. {listed}")
     raise UserError(f"{verb}: there is no dataset {dataset!r}{did_you_mean(dataset, there) or '.'} {listed}")
 
 
