@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from genlab.batches import CaptionedBatch, Evaluated, Strip
+from genlab.methods.pretraining.base import Pretraining
 from genlab.methods.pretraining.judging import judged
-from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_cosine
 from genlab.weights import load_pretrained
@@ -91,7 +91,7 @@ def fresh_autoencoder(channels: list[int], latent_channels: int, layers: int) ->
     return vae
 
 
-class Autoencoder(Method):
+class Autoencoder(Pretraining):
     """Trains an ``AutoencoderKL`` on pictures, and evaluates it by PSNR and, if asked, by a judge of attributes.
 
     Args:
@@ -192,25 +192,13 @@ class Autoencoder(Method):
 
     # Evaluation: reconstructions from the mean latents.
 
-    def on_validation_start(self) -> None:
-        self._start()
-
-    def on_test_start(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         self.quality = MeanMetric().to(self.device)
         self.judged = judged(self.hparams.judge, getattr(self.trainer, "datamodule", None), self.hparams.judge_only, self.device)
         self.moments = torch.zeros(3, self.network.config.latent_channels, dtype=torch.float64, device=self.device)
 
-    def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch)
-
-    def test_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch)
-
     def on_validation_epoch_end(self) -> None:
-        self._finish("val")
+        super().on_validation_epoch_end()
         moments = self.moments
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(moments)
@@ -218,15 +206,12 @@ class Autoencoder(Method):
         self.latent_mean.copy_(total / count)
         self.latent_std.copy_((squares / count - (total / count) ** 2).clamp_min(1e-12).sqrt())
 
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         self.log(f"{stage}/psnr", self.quality.compute(), prog_bar=True)
         if self.judged is not None:
             self.log_dict({f"{stage}/{name}": value for name, value in self.judged.compute().items()})
 
-    def _evaluate(self, batch: CaptionedBatch) -> Evaluated:
+    def evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
         image = batch["image"]
         latents = self.network.encode(2 * image - 1).latent_dist.mean
         again = (self.network.decode(latents).sample.float() / 2 + 0.5).clamp(0, 1)
@@ -243,7 +228,7 @@ class Autoencoder(Method):
         if self.judged is not None:
             for row, said in zip(rows, self.judged.update(again, batch["labels"])):
                 row |= {f"{column}_said": value for column, value in said.items()}
-        return {"rows": rows, "strips": strips[:8]}
+        return {"rows": rows, "strips": strips[:16] if pictures else []}
 
     def export(self, folder: Path) -> None:
         """Writes ``folder/vae`` for diffusers, fp16, its latents normalised to mean 0 and deviation 1 over the latest validation."""

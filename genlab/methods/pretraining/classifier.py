@@ -18,8 +18,8 @@ from torchmetrics import MeanMetric
 
 from genlab.batches import CaptionedBatch, Evaluated, Strip
 from genlab.errors import UserError
+from genlab.methods.pretraining.base import Pretraining
 from genlab.models.judge import Judge
-from genlab.training.base import Method
 from genlab.training.randomness import keyed_torch_generator
 from genlab.training.schedules import warm_cosine
 from genlab.weights import load_pretrained
@@ -58,7 +58,7 @@ def draw_degradation(
     return torch.stack(strengths), torch.stack(noises)
 
 
-class Classifier(Method):
+class Classifier(Pretraining):
     """Trains a :class:`genlab.models.judge.Judge` on the label columns of captioned pictures with cross-entropy.
 
     Args:
@@ -156,35 +156,17 @@ class Classifier(Method):
 
     # Evaluation: accuracy of each column, on the pictures as they are and degraded, and on subsets.
 
-    def on_validation_start(self) -> None:
-        self._start()
-
-    def on_test_start(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         self.known = self._classes()
         self._same_classes(self.known, "the data")
         endings = ["", "_degraded", *(f"_{name}" for name in self.hparams.subsets or {})]
         self.columns = [column for column in self.network.classes if column in self.known]
         self.metrics = {f"{column}{ending}": MeanMetric().to(self.device) for column in self.columns for ending in endings}
 
-    def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, pictures=batch_idx == 0)
-
-    def test_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, pictures=batch_idx == 0)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": metric.compute() for name, metric in self.metrics.items()})
 
-    def _evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
+    def evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
         image, labels = batch["image"], batch["labels"]
         drawn = draw_degradation(image.shape, self.hparams.seed, "evaluation", batch["id"], self.hparams.noise, always=True)
         clean, degraded = self(image), self(degrade(image, *drawn))

@@ -19,10 +19,10 @@ from torchmetrics import MeanMetric, Metric
 
 from genlab.batches import CaptionedBatch, Evaluated, Strip
 from genlab.errors import UserError
+from genlab.methods.pretraining.base import Pretraining
 from genlab.methods.pretraining.tokenizer import learn_tokenizer, merges_of, tokenizer_from
 from genlab.metrics.captions import CaptionRetrieval, StateSpread, true_captions
 from genlab.models.towers import CLIPSettings, Towers, TowerSettings
-from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng
 from genlab.training.schedules import warm_cosine
 
@@ -66,7 +66,7 @@ def without(ids: Sequence[int], phrases: Sequence[Sequence[int]]) -> list[int]:
     return left
 
 
-class Contrastive(Method):
+class Contrastive(Pretraining):
     """Trains the two towers of a CLIP-like network on captioned pictures or clips.
 
     It is measured on held-out samples: ``top1_of_100``, does a sample find its caption among a hundred, its whole group among them; for
@@ -204,13 +204,7 @@ class Contrastive(Method):
 
     # Evaluation.
 
-    def on_validation_start(self) -> None:
-        self._start()
-
-    def on_test_start(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         known = getattr(getattr(self.trainer, "datamodule", None), "classes", {})
         # Of a single class there is nothing to ask.
         self.classes: dict[str, list[str]] = {name: values for name, values in known.items() if name != "scene" and len(values) > 1}
@@ -239,26 +233,14 @@ class Contrastive(Method):
         name = self.classes[column][number]
         return (self.hparams.phrases or {}).get(column, {}).get(name, name)
 
-    def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, pictures=batch_idx == 0)
-
-    def test_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, pictures=batch_idx == 0)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         values = {f"{stage}/{name}": metric.compute() for name, metric in self.metrics.items()}
         self.log_dict(values, prog_bar=stage == "val")
 
     def _update(self, metric: str, *values: Any) -> None:
         self.metrics[metric].update(*values)
 
-    def _evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
+    def evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
         samples, texts = self(batch)
         samples, texts = F.normalize(samples.float(), dim=-1), F.normalize(texts.float(), dim=-1)
         scores = (samples * texts).sum(-1).tolist()

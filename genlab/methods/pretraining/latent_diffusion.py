@@ -34,9 +34,9 @@ from genlab.diffusion.sampling import sample_latents
 from genlab.diffusion.schedule import add_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_json
+from genlab.methods.pretraining.base import Pretraining
 from genlab.methods.pretraining.judging import judged
 from genlab.methods.pretraining.tokenizer import learn_tokenizer, merges_of, tokenizer_from, training_captions
-from genlab.training.base import Method
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_flat
 from genlab.weights import TINY_MODELS
@@ -135,7 +135,7 @@ def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
     return wider
 
 
-class LatentDiffusion(Method):
+class LatentDiffusion(Pretraining):
     """Trains a text-to-image, or inpainting, UNet on captioned pictures.
 
     Args:
@@ -396,34 +396,16 @@ class LatentDiffusion(Method):
 
     # Evaluation: the loss, and drawn pictures in the eyes of the judge.
 
-    def on_validation_start(self) -> None:
-        self._start()
-
-    def on_test_start(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         self.losses = MeanMetric().to(self.device)
         self.judged = judged(self.hparams.judge, getattr(self.trainer, "datamodule", None), None, self.device)
 
-    def validation_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch)
-
-    def test_step(self, batch: CaptionedBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         self.log(f"{stage}/loss", self.losses.compute(), prog_bar=True)
         if self.judged is not None:
             self.log_dict({f"{stage}/{name}": value for name, value in self.judged.compute().items()}, prog_bar=True)
 
-    def _evaluate(self, batch: CaptionedBatch) -> Evaluated:
+    def evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
         self.losses.update(self.loss(self.ema, batch, 0.0, "evaluation"), len(batch["id"]))
         image, shown = batch["image"], [batch["image"]]
         if self.hparams.inpainting:
@@ -443,9 +425,9 @@ class LatentDiffusion(Method):
         frames = (torch.stack(shown, 1).permute(0, 1, 3, 4, 2) * 255 + 0.5).byte().cpu().numpy()
         strips: list[Strip] = [
             {"id": name, "caption": caption, "frames": each, "heat": None}
-            for name, caption, each in zip(batch["id"], batch["caption"], frames[:8])
+            for name, caption, each in zip(batch["id"], batch["caption"], frames[:16])
         ]
-        return {"rows": rows, "strips": strips}
+        return {"rows": rows, "strips": strips if pictures else []}
 
     # Weights for others.
 

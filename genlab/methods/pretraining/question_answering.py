@@ -17,7 +17,7 @@ from torchmetrics import MeanMetric, Metric
 
 from genlab.batches import Evaluated, QuestionBatch, Strip
 from genlab.errors import UserError
-from genlab.training.base import Method
+from genlab.methods.pretraining.base import Pretraining
 from genlab.training.schedules import warm_cosine
 from genlab.vlm.masking import Conversation, assistant, question_batch, training_batch, user
 from genlab.vlm.small_qwen import SmallQwen, byte_tokenizer, learn_byte_tokenizer, merges_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CLOSED = ("yes", "no")
 
 
-class QuestionAnswering(Method):
+class QuestionAnswering(Pretraining):
     """A vision-language model of transformers (``AutoModelForImageTextToText``), trained on questions and answers.
 
     Measured is the share of right answers, ``yes_no`` and ``open``, and that of every kind of question that the data names. An answer is
@@ -150,28 +150,10 @@ class QuestionAnswering(Method):
         said = model.generate(**inputs, max_new_tokens=self.hparams.max_new_tokens, do_sample=False)
         return [text.strip() for text in self.processor.batch_decode(said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
 
-    def on_validation_start(self) -> None:
-        self._start()
-
-    def on_test_start(self) -> None:
-        self._start()
-
-    def _start(self) -> None:
+    def start_evaluation(self) -> None:
         self.metrics = {}
 
-    def validation_step(self, batch: QuestionBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, pictures=batch_idx == 0)
-
-    def test_step(self, batch: QuestionBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, pictures=batch_idx == 0)
-
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
+    def finish_evaluation(self, stage: str) -> None:
         names = set(self.metrics)
         if self.trainer.world_size > 1:  # a rank may have met kinds that another has not, and all must compute the same metrics
             met: list[set[str]] = [set()] * self.trainer.world_size
@@ -183,7 +165,7 @@ class QuestionAnswering(Method):
     def _metric(self, name: str) -> Metric:
         return self.metrics.setdefault(name, MeanMetric().to(self.device))
 
-    def _evaluate(self, batch: QuestionBatch, pictures: bool) -> Evaluated:
+    def evaluate(self, batch: QuestionBatch, pictures: bool) -> Evaluated:
         asked = [(i, k) for i, questions in enumerate(batch["question"]) for k in range(len(questions))]
         answers = self.answer([batch["image"][i] for i, _ in asked], [batch["question"][i][k] for i, k in asked])
         rows: list[dict[str, Any]] = []
