@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.captioned_index import Captioned, read_split, splits_of
+from datamodules.loading import SplitData
 from datamodules.processes import core_count
-from datamodules.sampling import Draw, EvalSampler, GroupSampler, TrainLoader, TrainSampler, leave_interrupts_to_parent
+from datamodules.sampling import Draw, GroupSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
 from genlab.batches import CaptionedBatch
 from genlab.errors import UserError
@@ -133,7 +133,7 @@ class FlipAndShift:
         return np.ascontiguousarray(pixels)
 
 
-class CaptionedImages(L.LightningDataModule):
+class CaptionedImages(SplitData):
     """Pictures with captions.
 
     Args:
@@ -183,18 +183,9 @@ class CaptionedImages(L.LightningDataModule):
             raise UserError(f"data.flip: {flip}, data.shift: {shift}; flip is a probability, shift a number of pixels.")
         self.samples: dict[str, list[Captioned]] = {}
         self.datasets: dict[str, CaptionedDataset] = {}
+        self.collate = Collate(self.kind)
         self.classes: dict[str, list[str]] = {}
         """Column -> its values, sorted: what the numbers in ``labels`` mean. Taken from the training split, and the same in all."""
-
-    @property
-    def hparams(self) -> Any:
-        """The constructor's arguments by name (Lightning types this as a plain mapping)."""
-        return super().hparams
-
-    @property
-    def data_name(self) -> str:
-        """Names the folder of an evaluation: ``test-captions``."""
-        return self.hparams.root.removeprefix("tiny:").rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -280,7 +271,7 @@ class CaptionedImages(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         dataset, h = self.datasets["train"], self.hparams
-        rank, world_size = self._ranks()
+        rank, world_size = self.ranks()
         sampler: TrainSampler
         if h.keep_groups:
             sampler = GroupSampler(dataset.groups, h.seed, rank, world_size)
@@ -288,30 +279,7 @@ class CaptionedImages(L.LightningDataModule):
             sampler = TrainSampler(None, len(dataset), h.seed, rank, world_size)
         if len(sampler) < h.batch_size:
             raise UserError(f"data.batch_size: {h.batch_size} is more than the {len(sampler)} {self.kind}s of an epoch on each device.")
-        return TrainLoader(dataset, sampler, h.batch_size, **self._loading())
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        dataset = self.datasets[split]
-        sampler = EvalSampler(len(dataset), *self._ranks())
-        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **self._loading())
-
-    def _loading(self) -> dict[str, Any]:
-        workers = self.hparams.num_workers
-        return {
-            "num_workers": workers,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": Collate(self.kind),
-            "worker_init_fn": leave_interrupts_to_parent,
-        }
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return TrainLoader(dataset, sampler, h.batch_size, **self.loading())
 
     def on_after_batch_transfer(self, batch: CaptionedBatch, dataloader_idx: int) -> CaptionedBatch:
         """uint8 -> float32 in [0, 1] on the device."""

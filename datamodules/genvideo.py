@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import lightning as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -24,7 +23,8 @@ from datamodules.clip_features import FeatureClips, feature_id
 from datamodules.degradations import Degradation
 from datamodules.frame_cache import FrameCache, FrameCacheSettings
 from datamodules.genvideo_index import Clips, cached_scan, make_clips, read_list
-from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler, leave_interrupts_to_parent
+from datamodules.loading import SplitData
+from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainAugmentation, normalise
 from datamodules.video import Decoder, is_video
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 CLEAN = "clean"
 
 
-class GenVideo(L.LightningDataModule):
+class GenVideo(SplitData):
     """GenVideo as distributed.
 
     Args:
@@ -111,6 +111,7 @@ class GenVideo(L.LightningDataModule):
         predict_paths: list[str] | None = None,
     ) -> None:
         super().__init__()
+        self.collate = collate
         self.save_hyperparameters(logger=False)
         sizes = {"num_frames": num_frames, "batch_size": batch_size, "eval_batch_size": eval_batch_size, "eval_clips": eval_clips}
         for name, value in (sizes | ({"predict_clips": predict_clips} if predict_clips != "all" else {})).items():
@@ -127,11 +128,6 @@ class GenVideo(L.LightningDataModule):
         self.evaluated: list[int] = []  # batches of each evaluation loader of this rank that an earlier start has done
         self.allow_zero_length_dataloader_with_multiple_devices = True  # all of a loader may be done on one rank, but not on another
         self.features: dict[str, tuple[FeatureReader, int]] = {}  # splits whose clips are read as features, and in how many views
-
-    @property
-    def hparams(self) -> Any:
-        """The constructor's arguments by name (Lightning types this as a plain mapping)."""
-        return super().hparams
 
     @property
     def data_name(self) -> str:
@@ -317,12 +313,12 @@ class GenVideo(L.LightningDataModule):
         return TrainSampler(classes, len(clips), self.hparams.seed, rank, world_size)
 
     def train_dataloader(self) -> TrainLoader:
-        sampler = self._train_sampler(*self._ranks())
+        sampler = self._train_sampler(*self.ranks())
         if len(sampler) < self.hparams.batch_size:
             raise UserError(
                 f"data.batch_size: {self.hparams.batch_size} is more than the {len(sampler)} clips that an epoch has for each device."
             )
-        return TrainLoader(self.dataset("train"), sampler, self.hparams.batch_size, **self._loading())
+        return TrainLoader(self.dataset("train"), sampler, self.hparams.batch_size, **self.loading())
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._eval_loader("val")
@@ -339,15 +335,15 @@ class GenVideo(L.LightningDataModule):
     def _eval_loader(self, split: str, degradation: Degradation | None = None, number: int = 0) -> DataLoader[Any]:
         dataset, size = self.dataset(split, degradation), self.hparams.eval_batch_size
         done = self.evaluated[number] if number < len(self.evaluated) else 0
-        sampler = EvalSampler(len(dataset), *self._ranks(), start=done * size)
+        sampler = EvalSampler(len(dataset), *self.ranks(), start=done * size)
         # By name: Lightning makes the loader of a prediction anew from its arguments.
-        return DataLoader(dataset, batch_size=size, sampler=sampler, generator=torch.Generator(), **self._loading())
+        return DataLoader(dataset, batch_size=size, sampler=sampler, generator=torch.Generator(), **self.loading())
 
     # Features in place of clips: see genlab.training.features.FeatureSource.
 
     def feature_draws(self, split: str, views: int) -> list[Draw]:
         """What the coming fit reads; in training, all views of all clips where nobody knows for how many epochs."""
-        trainer, world = self.trainer, self._ranks()[1]
+        trainer, world = self.trainer, self.ranks()[1]
         assert trainer is not None
         if split != "train":
             limit = _limited(trainer.limit_val_batches, len(self.splits[split]), world, self.hparams.eval_batch_size, whole=False)
@@ -380,23 +376,11 @@ class GenVideo(L.LightningDataModule):
     def feature_loader(self, split: str, draws: Sequence[Draw]) -> DataLoader[Any]:
         """Batches of these draws, in pixels, in this order."""
         size = self.hparams.eval_batch_size
-        return DataLoader(self.clip_dataset(split), size, sampler=list(draws), generator=torch.Generator(), **self._loading())
+        return DataLoader(self.clip_dataset(split), size, sampler=list(draws), generator=torch.Generator(), **self.loading())
 
     def use_features(self, split: str, reader: FeatureReader, views: int) -> None:
         """From now on loaders of this split read features."""
         self.features[split] = (reader, views)
-
-    def _loading(self) -> dict[str, Any]:
-        workers = self.hparams.num_workers
-        return {
-            "num_workers": workers,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
-            "worker_init_fn": leave_interrupts_to_parent,
-        }
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def on_after_batch_transfer(self, batch: VideoBatch, dataloader_idx: int) -> VideoBatch:
         """uint8 -> normalised float32 on the device; the uint8 stays under ``pixels``. Features become float32."""

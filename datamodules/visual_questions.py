@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.captioned_images import FlipAndShift, Pixels
+from datamodules.loading import SplitData
 from datamodules.questions_index import Questioned, read_split, splits_of
-from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler, leave_interrupts_to_parent
+from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
 from genlab.batches import QuestionBatch
 from genlab.errors import UserError
@@ -87,7 +87,7 @@ def collate(samples: list[dict[str, Any]]) -> QuestionBatch:
     return batch | {"index": torch.tensor([each["index"] for each in samples])}
 
 
-class VisualQuestions(L.LightningDataModule):
+class VisualQuestions(SplitData):
     """Pictures with questions and answers.
 
     Args:
@@ -124,16 +124,7 @@ class VisualQuestions(L.LightningDataModule):
         if not 0 <= flip <= 1 or shift < 0:
             raise UserError(f"data.flip: {flip}, data.shift: {shift}; flip is a probability, shift a number of pixels.")
         self.datasets: dict[str, QuestionDataset] = {}
-
-    @property
-    def hparams(self) -> Any:
-        """The constructor's arguments by name (Lightning types this as a plain mapping)."""
-        return super().hparams
-
-    @property
-    def data_name(self) -> str:
-        """Names the folder of an evaluation: ``test-questions``."""
-        return self.hparams.root.removeprefix("tiny:").rstrip("/").rsplit("/", 1)[-1]
+        self.collate = collate
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -183,29 +174,7 @@ class VisualQuestions(L.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         dataset, h = self.datasets["train"], self.hparams
-        sampler = TrainSampler(None, len(dataset), h.seed, *self._ranks())
+        sampler = TrainSampler(None, len(dataset), h.seed, *self.ranks())
         if len(sampler) < h.batch_size:
             raise UserError(f"data.batch_size: {h.batch_size} is more than the {len(sampler)} pictures of an epoch on each device.")
-        return TrainLoader(dataset, sampler, h.batch_size, **self._loading())
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("val")
-
-    def test_dataloader(self) -> DataLoader[Any]:
-        return self._eval_loader("test")
-
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        dataset = self.datasets[split]
-        sampler = EvalSampler(len(dataset), *self._ranks())
-        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **self._loading())
-
-    def _loading(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.hparams.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "collate_fn": collate,
-            "worker_init_fn": leave_interrupts_to_parent,
-        }
-
-    def _ranks(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return TrainLoader(dataset, sampler, h.batch_size, **self.loading())
