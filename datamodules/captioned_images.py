@@ -147,6 +147,7 @@ class CaptionedImages(SplitData):
         image_size: Pixels per side.
         in_memory: Read all pictures once and keep them (12 KB each at 64 pixels).
         keep_groups: Batches hold whole groups (column ``group``: samples that are hard to tell apart).
+        mixed_epochs: First epochs in which they do not: what groups share is learned from mixed batches.
         flip: Probability of mirroring a training picture.
         shift: Largest shift of a training picture in pixels.
         batch_size: Pictures per device.
@@ -167,6 +168,7 @@ class CaptionedImages(SplitData):
         image_size: int = 64,
         in_memory: bool = False,
         keep_groups: bool = False,
+        mixed_epochs: int = 0,
         flip: float = 0.0,
         shift: int = 0,
         batch_size: int = 64,
@@ -274,7 +276,7 @@ class CaptionedImages(SplitData):
         rank, world_size = self.ranks()
         sampler: TrainSampler
         if h.keep_groups:
-            sampler = GroupSampler(dataset.groups, h.seed, rank, world_size)
+            sampler = GroupSampler(dataset.groups, h.seed, rank, world_size, h.mixed_epochs)
         else:
             sampler = TrainSampler(None, len(dataset), h.seed, rank, world_size)
         if len(sampler) < h.batch_size:

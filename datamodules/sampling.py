@@ -71,15 +71,18 @@ class GroupSampler(TrainSampler):
     Args:
         groups: (N,) group of each sample.
         seed, rank, world_size: As of :class:`TrainSampler`.
+        mixed_epochs: First epochs, whose order pays no heed to groups.
     """
 
-    def __init__(self, groups: np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, groups: np.ndarray, seed: int, rank: int = 0, world_size: int = 1, mixed_epochs: int = 0) -> None:
         super().__init__(None, len(groups), seed, rank, world_size)
-        self.groups = groups
+        self.groups, self.mixed_epochs = groups, mixed_epochs
 
     def order(self) -> np.ndarray:
         rng = keyed_rng(self.seed, "train order", self.epoch)
         shuffled = rng.permutation(len(self.groups))
+        if self.epoch < self.mixed_epochs:
+            return shuffled
         place = rng.permutation(int(self.groups.max()) + 1)[self.groups[shuffled]]
         return shuffled[np.argsort(place, kind="stable")]
 

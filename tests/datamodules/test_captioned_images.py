@@ -91,6 +91,11 @@ def test_group_order_is_dealt_out_over_ranks() -> None:
     other = GroupSampler(groups, 3)
     other.set_epoch(1)
     assert [draw.index for draw in other] != whole
+    mixed = GroupSampler(groups, 3, mixed_epochs=1)
+    pairs = [draw.index // 4 for draw in mixed]
+    assert len(set(pairs[:4])) > 1 and sorted(draw.index for draw in mixed) == list(range(40))
+    mixed.set_epoch(1)
+    assert [draw.index for draw in mixed] == [draw.index for draw in other]
 
 
 def test_shift_repeats_the_border() -> None:
