@@ -1,8 +1,8 @@
 """Writes ``questions``: pictures in style A with questions and answers, to pretrain a tiny vision-language model on.
 
 A folder per split with pictures and ``metadata.jsonl``, a line per question; every picture has six or seven. Four of them are answered
-yes or no, one of each kind, and half of each kind's answers are yes. Whatever a question asks for is as likely to be there as not: who does
-not look at the picture is right half of the time. The others have short open answers.
+yes or no, one of each kind, and half of each kind's answers are yes. Whatever a question asks for is as likely to be there as not, whatever
+the other answers are: who does not look at the picture is right half of the time. The others have short open answers.
 """
 
 from __future__ import annotations
@@ -49,14 +49,18 @@ def asked_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def questions(scene: Scene, seed: int, split: str, number: int) -> list[Asked]:
-    """The questions about picture ``number``: one of each of `KINDS`, every other time with a yes, and two or three open ones."""
+    """The questions about picture ``number``: one of each of `KINDS`, and two or three open ones."""
     rng = keyed_rng("questions", seed, split, "words", number)
-    closed = [
-        Asked(kind, _closed(kind, scene, yes, rng), "yes" if yes else "no")
-        for kind, yes in ((kind, (number + place) % 2 == 0) for place, kind in enumerate(KINDS))
-    ]
+    answers = [(kind, _is_yes(kind, seed, split, number)) for kind in KINDS]
+    closed = [Asked(kind, _closed(kind, scene, yes, rng), "yes" if yes else "no") for kind, yes in answers]
     asked = OPEN[2:] if len(scene.objects) > 1 else (*OPEN[:2], str(rng.choice(OPEN[2:])))  # of one object alone: what is it?
     return closed + [_open(kind, scene) for kind in asked]
+
+
+def _is_yes(kind: str, seed: int, split: str, number: int) -> bool:
+    """Yes for one of the pictures 2n and 2n + 1, whichever: half of each kind's answers are yes, and none tells another one."""
+    first = keyed_rng("questions", seed, split, "yes", kind, number // 2).integers(2) == 1
+    return bool(first == (number % 2 == 0))
 
 
 def _closed(kind: str, scene: Scene, yes: bool, rng: np.random.Generator) -> str:

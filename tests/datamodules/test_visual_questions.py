@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -42,16 +43,19 @@ def truth(scene: Scene, question: str) -> str:
 def test_answers_are_true_and_who_does_not_look_is_right_half_of_the_time() -> None:
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
+    both: Counter[tuple[str, str]] = Counter()  # kinds that are answered alike: no answer may tell another one
     for number in range(1200):
         scene = asked_scene(0, "train", number)
         asked = questions(scene, 0, "train", number)
         assert [each.kind for each in asked[:4]] == list(KINDS) and len(asked) in (6, 7)
+        both.update(pair for pair in combinations(KINDS, 2) if len({each.answer for each in asked if each.kind in pair}) == 1)
         for each in asked:
             assert each.answer == truth(scene, each.question), (scene, each)
             if each.kind in KINDS:
                 by_kind[each.kind][each.answer] += 1
                 by_question[each.question][each.answer] += 1
     assert all(counts == {"yes": 600, "no": 600} for counts in by_kind.values())
+    assert all(540 < both[pair] < 660 for pair in combinations(KINDS, 2)), both
     shares = {question: counts["yes"] / counts.total() for question, counts in by_question.items() if counts.total() > 100}
     assert len(shares) >= 20 and all(0.35 < share < 0.65 for share in shares.values()), shares
 

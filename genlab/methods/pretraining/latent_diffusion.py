@@ -166,7 +166,7 @@ class LatentDiffusion(Pretraining):
         sampling_steps: DDIM steps of the pictures drawn in evaluation.
         guidance: Likewise, of classifier-free guidance.
         judge: Folder or ``tiny:NAME`` of a classifier that names what drawn pictures show, in validation and test only; needs
-            ``data.labels``.
+            ``data.labels``. Of inpainting it judges the pictures with grey holes too, as ``<column>_unfilled``.
         seed: Of noise, timesteps, dropout, masks.
     """
 
@@ -398,12 +398,16 @@ class LatentDiffusion(Pretraining):
 
     def start_evaluation(self) -> None:
         self.losses = MeanMetric().to(self.device)
-        self.judged = judged(self.hparams.judge, getattr(self.trainer, "datamodule", None), None, self.device)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        self.judged = judged(self.hparams.judge, datamodule, None, self.device)
+        self.unfilled = judged(self.hparams.judge, datamodule, None, self.device) if self.hparams.inpainting else None
 
     def finish_evaluation(self, stage: str) -> None:
         self.log(f"{stage}/loss", self.losses.compute(), prog_bar=True)
         if self.judged is not None:
             self.log_dict({f"{stage}/{name}": value for name, value in self.judged.compute().items()}, prog_bar=True)
+        if self.unfilled is not None:
+            self.log_dict({f"{stage}/{name}_unfilled": value for name, value in self.unfilled.compute().items()})
 
     def evaluate(self, batch: CaptionedBatch, pictures: bool) -> Evaluated:
         self.losses.update(self.loss(self.ema, batch, 0.0, "evaluation"), len(batch["id"]))
@@ -412,6 +416,8 @@ class LatentDiffusion(Pretraining):
             holes = random_holes(len(image), image.shape[-1], self.hparams.seed, "holes", "evaluation", *batch["id"]).to(self.device)
             drawn = self.draw(batch, self.seen(batch, holes)) * holes + image * (1 - holes)
             shown.append(image * (1 - holes) + 0.5 * holes)
+            if self.unfilled is not None:
+                self.unfilled.update(shown[-1], batch["labels"])
         else:
             drawn = self.draw(batch)
         shown.append(drawn)
