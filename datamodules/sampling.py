@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -154,3 +156,16 @@ def leave_interrupts_to_parent(worker: int) -> None:
 
 def _heed_the_next_one(number: int, _frame: object) -> None:
     signal.signal(number, signal.SIG_DFL)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """A process that stops in the midst of an epoch still has workers. At its exit multiprocessing sends each one TERM, which it may not
+    heed, and would then wait for it for ever."""
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their deaths
+    for worker in workers:
+        while worker.is_alive():
+            worker.terminate()
+            worker.join(0.1)

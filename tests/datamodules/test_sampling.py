@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -86,3 +90,24 @@ def test_making_an_iterator_leaves_the_global_random_numbers_alone() -> None:
     before = torch.get_rng_state()
     list(TrainLoader(Echo(), TrainSampler(CLASSES, len(CLASSES), seed=5), batch_size=4))
     assert torch.equal(before, torch.get_rng_state())
+
+
+STOPS_WITHIN_AN_EPOCH = """
+import sys
+from datamodules.sampling import TrainLoader, TrainSampler, leave_interrupts_to_parent
+from tests.datamodules.test_sampling import CLASSES, Echo
+
+sampler = TrainSampler(CLASSES, len(CLASSES), seed=3)
+loader = TrainLoader(Echo(), sampler, batch_size=2, num_workers=2, worker_init_fn=leave_interrupts_to_parent)
+batches = iter(loader)
+next(batches)
+sys.exit(75)
+"""
+
+
+@pytest.mark.system
+def test_a_process_that_stops_within_an_epoch_ends() -> None:
+    """Its workers do not heed the first TERM, and multiprocessing would wait for them for ever."""
+    command = [sys.executable, "-c", STOPS_WITHIN_AN_EPOCH]
+    asked = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    assert asked.returncode == 75 and not asked.stderr
