@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import FSDPStrategy
 
-from genlab.errors import CONTINUE_ME
+from genlab.errors import CONTINUE_ME, UserError
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ class LastCheckpoint(Checkpoint):
     It is written every ``every_minutes``, every ``every_steps`` optimizer steps, at a signal, at the end of training, and, unless that
     was a moment ago, shortly before a validation: a run that is killed in a validation comes back to before it and validates again.
     Lightning restores exactly what was saved within an epoch or after its end, but skips a validation that was due; so nothing is
-    written at a batch after which one is due, but at the optimizer step before. The file is written beside its place and renamed.
+    written at a batch after which one is due, but at the optimizer step before. The file is written beside its place and renamed; of a
+    sharded checkpoint, which is a folder, ``last.ckpt`` is a link to the latest one that is whole.
 
     Args:
         path: The file.
@@ -79,12 +82,31 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: Trainer) -> None:
         """Writes the checkpoint; called by all ranks."""
-        beside = self.path.with_name(".last.ckpt.tmp")
+        beside = self.path.with_name(f".last-{trainer.global_step}.saved")
+        if trainer.is_global_zero and beside.is_dir():  # left by a run that was killed while it wrote, or that went back to before it
+            if self.path.resolve() == beside.resolve():
+                beside = self.path.with_name(f".last-{trainer.global_step}-again.saved")
+            shutil.rmtree(beside, ignore_errors=True)
+        beside = trainer.strategy.broadcast(beside)
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
-            beside.replace(self.path)
+            self._put_in_place(beside)
         trainer.strategy.barrier("last.ckpt")
         self.saved_at, self.saved_step = time.monotonic(), trainer.global_step
+
+    def _put_in_place(self, written: Path) -> None:
+        """Renames the file, or links to the folder, and removes what earlier writes left."""
+        keep = None
+        if written.is_dir():
+            keep, link = written, self.path.with_name(".last.link")
+            link.unlink(missing_ok=True)
+            link.symlink_to(written.name)
+            link.replace(self.path)
+        else:
+            written.replace(self.path)
+        for older in self.path.parent.glob(".last-*.saved"):
+            if older != keep:
+                shutil.rmtree(older, ignore_errors=True) if older.is_dir() else older.unlink(missing_ok=True)
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self.signalled, all=False):
@@ -109,6 +131,24 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size > 1:
             common = -torch.as_tensor(trainer.strategy.reduce(-common, reduce_op="max"))
         self._common_batches = [int(count) for count in common.tolist()]
+        self._refuse_uneven(trainer, batches)
+
+    def _refuse_uneven(self, trainer: Trainer, batches: list[int | float]) -> None:
+        """Where parameters are sharded, each forward pass takes all ranks: one with a batch more would wait for the others for ever.
+
+        Raises:
+            UserError: Ranks have different numbers of batches.
+        """
+        if not (isinstance(trainer.strategy, FSDPStrategy) or getattr(trainer.strategy, "zero_stage_3", False)):
+            return
+        every: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(every, [float(count) for count in batches])
+        if any(counts != every[0] for counts in every):
+            shown = " and ".join(sorted({str(int(sum(counts))) for counts in every}))
+            raise UserError(
+                f"data.eval_batch_size: the ranks have {shown} batches, and where parameters are sharded all need equally many. "
+                "Change data.eval_batch_size by one or more, or evaluate under ddp or ZeRO-2."
+            )
 
     def _poll(self, trainer: Trainer, batch_idx: int, dataloader_idx: int) -> None:
         if batch_idx < self._common_batches[dataloader_idx]:

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.environment import RunRecord
@@ -162,10 +163,15 @@ class GenLabCLI(LightningCLI):
         self.held = {}
         if self.checkpoint is not None:
             log.info("checkpoint: %s", self.checkpoint)
+            if self.checkpoint.is_dir() and not isinstance(self.trainer.strategy, DeepSpeedStrategy | FSDPStrategy):
+                raise UserError(
+                    f"ckpt_path: {self.checkpoint} is sharded, which only the strategy that wrote it reads. Make one file of it "
+                    f"with python -m genlab convert consolidate {self.checkpoint}"
+                )
             self.held = read_checkpoint(self.checkpoint)
 
     def fit(self, model: LightningModule, **options: Any) -> None:
-        if self.checkpoint is not None and "optimizer_states" not in self.held:
+        if self.checkpoint is not None and self.checkpoint.is_file() and "optimizer_states" not in self.held:
             log.info("%s holds weights alone: training starts from them, at step 0", self.checkpoint)
             model.configure_model()
             model.on_load_checkpoint(self.held)
