@@ -23,7 +23,8 @@ def batches(count: int = 32, size: int = 16) -> DataLoader[Any]:
     pictures = 0.5 + inside * (colour - 0.5)
 
     def collate(numbers: list[int]) -> dict[str, Any]:
-        return {"image": pictures[numbers], "caption": ["a disc"] * len(numbers), "id": [str(i) for i in numbers], "labels": {}}
+        batch = {"image": pictures[numbers], "caption": ["a disc"] * len(numbers), "id": [str(i) for i in numbers], "labels": {}}
+        return batch | {"occurrence": torch.zeros(len(numbers), dtype=torch.int64)}
 
     return DataLoader(range(count), batch_size=16, collate_fn=collate)  # type: ignore[arg-type]
 
@@ -39,13 +40,13 @@ def test_terms_by_hand() -> None:
 
 def test_crops_are_parts_of_their_picture_and_keyed() -> None:
     pictures = torch.arange(2 * 6 * 6.0).reshape(2, 1, 6, 6)
-    crops = crop_batch(pictures, 4, 0, "crop", 3)
+    crops = crop_batch(pictures, 4, ["a", "b"], 0, "crop", 3)
     for number, crop in enumerate(crops):
         top_left = int(crop[0, 0, 0]) - 36 * number
         y, x = divmod(top_left, 6)
         assert torch.equal(crop, pictures[number, :, y : y + 4, x : x + 4])
-    assert torch.equal(crops, crop_batch(pictures, 4, 0, "crop", 3))
-    assert any(not torch.equal(crops, crop_batch(pictures, 4, 0, "crop", step)) for step in range(4, 8))
+    assert torch.equal(crops[1:], crop_batch(pictures[1:], 4, ["b"], 0, "crop", 3)), "whatever it is drawn with"
+    assert any(not torch.equal(crops, crop_batch(pictures, 4, ["a", "b"], 0, "crop", step)) for step in range(4, 8))
 
 
 def test_normalising_latents_changes_no_picture() -> None:

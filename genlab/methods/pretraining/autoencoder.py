@@ -8,6 +8,7 @@ that a machine without network does not have.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +59,10 @@ def normalise_latents(vae: AutoencoderKL, mean: Tensor, std: Tensor) -> None:
     vae.register_to_config(scaling_factor=1.0)
 
 
-def crop_batch(images: Tensor, size: int, *keys: int | str) -> Tensor:
-    """A random square of each picture, drawn by ``keys``. (B, C, H, W) -> (B, C, size, size)."""
+def crop_batch(images: Tensor, size: int, names: Sequence[str], *keys: int | str) -> Tensor:
+    """A random square of each picture, drawn by ``keys`` and its name. (B, C, H, W) -> (B, C, size, size)."""
     high, wide = images.shape[-2] - size + 1, images.shape[-1] - size + 1
-    corners = keyed_rng(*keys).integers((high, wide), size=(len(images), 2)).tolist()
+    corners = [keyed_rng(*keys, name).integers((high, wide)).tolist() for name in names]
     return torch.stack([image[:, y : y + size, x : x + size] for image, (y, x) in zip(images, corners)])
 
 
@@ -167,14 +168,14 @@ class Autoencoder(Pretraining):
 
     def training_step(self, batch: CaptionedBatch, batch_idx: int) -> Tensor:
         settings, step = self.hparams, self.global_step
-        image = batch["image"]
+        image, names = batch["image"], [f"{name}/{n}" for name, n in zip(batch["id"], batch["occurrence"].tolist())]
         if settings.crop is not None and step < settings.crop_steps:
-            image = crop_batch(image, settings.crop, settings.seed, "crop", step, self.global_rank)
+            image = crop_batch(image, settings.crop, names, settings.seed, "crop", step)
         target = (2 * image - 1).contiguous(memory_format=torch.channels_last)
         posterior = self.network.encode(target).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=keyed_torch_generator(settings.seed, "latent", step, self.global_rank)).to(
-            posterior.mean
-        )
+        shape = posterior.mean.shape[1:]
+        generators = (keyed_torch_generator(settings.seed, "latent", step, name) for name in names)
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(posterior.mean)
         error = self.network.decode(posterior.mean + posterior.std * noise).sample.float() - target
         losses = {
             "l1": error.abs().mean(),

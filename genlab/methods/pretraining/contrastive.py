@@ -23,6 +23,7 @@ from genlab.methods.pretraining.base import Pretraining
 from genlab.methods.pretraining.tokenizer import learn_tokenizer, merges_of, tokenizer_from
 from genlab.metrics.captions import CaptionRetrieval, StateSpread, true_captions
 from genlab.models.towers import CLIPSettings, Towers, TowerSettings
+from genlab.training.gathering import gather_list, gather_rows
 from genlab.training.randomness import keyed_rng
 from genlab.training.schedules import warm_cosine
 
@@ -181,15 +182,16 @@ class Contrastive(Pretraining):
         return batch[kind]
 
     def training_step(self, batch: CaptionedBatch, batch_idx: int) -> Tensor:
-        samples, texts = self(batch)
-        true = true_captions(self.words(batch["caption"]))
+        samples, texts = (gather_rows(rows) for rows in self(batch))  # those of all ranks tell each other apart
+        true = true_captions(gather_list(self.words(batch["caption"])))
         scene = batch["labels"].get("scene")  # what shows the same, whatever its caption leaves out
         if scene is not None:
+            scene = gather_rows(scene)
             true |= ((scene[:, None] == scene) & (scene >= 0)).cpu()
         scale = self.network.scale().clamp(max=SCALE_LIMIT)
         loss = contrastive_loss(samples, texts, scale, true)
         self.log("train/scale", scale.detach())
-        return self.log_losses({"loss": loss}, batch_size=len(samples))
+        return self.log_losses({"loss": loss}, batch_size=len(batch["caption"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings, steps = self.hparams, int(self.trainer.estimated_stepping_batches)

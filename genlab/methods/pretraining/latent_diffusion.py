@@ -308,6 +308,12 @@ class LatentDiffusion(Pretraining):
         ]
         return torch.stack(drawn).to(like)
 
+    def holes(self, batch: CaptionedBatch, *keys: int | str) -> Tensor:
+        """What is missing of each picture, (B, 1, H, W); drawn like ``noise``."""
+        size, names = batch["image"].shape[-1], zip(batch["id"], batch["occurrence"].tolist())
+        drawn = [random_holes(1, size, self.hparams.seed, "holes", *keys, name, times) for name, times in names]
+        return torch.cat(drawn).to(self.device)
+
     def denoise(self, network: UNet2DConditionModel, noised: Tensor, timesteps: Tensor, states: Tensor, seen: Tensor | None) -> Tensor:
         """The network's prediction; ``seen`` are mask and masked latents for inpainting, (N, 1 + C, h, w)."""
         inputs = noised if seen is None else torch.cat([noised, seen], 1)
@@ -359,8 +365,7 @@ class LatentDiffusion(Pretraining):
         noise = self.noise(batch, latents, "noise", *keys)
         seen = None
         if settings.inpainting:
-            holes = random_holes(len(latents), batch["image"].shape[-1], settings.seed, "holes", *keys, self.global_rank)
-            seen = self.seen(batch, holes.to(self.device))
+            seen = self.seen(batch, self.holes(batch, *keys))
         kind = self.scheduler.config.prediction_type
         output = self.denoise(network, add_noise(latents, noise, timesteps, alphas), timesteps, states, seen)
         weights = None
@@ -413,7 +418,7 @@ class LatentDiffusion(Pretraining):
         self.losses.update(self.loss(self.ema, batch, 0.0, "evaluation"), len(batch["id"]))
         image, shown = batch["image"], [batch["image"]]
         if self.hparams.inpainting:
-            holes = random_holes(len(image), image.shape[-1], self.hparams.seed, "holes", "evaluation", *batch["id"]).to(self.device)
+            holes = self.holes(batch, "evaluation")
             drawn = self.draw(batch, self.seen(batch, holes)) * holes + image * (1 - holes)
             shown.append(image * (1 - holes) + 0.5 * holes)
             if self.unfilled is not None:
