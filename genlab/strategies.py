@@ -14,6 +14,7 @@ from genlab.source import Definition
 
 STRATEGIES = "lightning.pytorch.strategies"
 DEEPSPEED, FSDP = f"{STRATEGIES}.DeepSpeedStrategy", f"{STRATEGIES}.FSDPStrategy"
+FOR_GPUS = (DEEPSPEED, FSDP, "genlab.training.sharding.DeepSpeed")
 NAMES = {
     "fsdp": "FSDP", "fsdp_cpu_offload": "FSDP", "deepspeed": "ZeRO-2", "deepspeed_stage_1": "ZeRO-1", "deepspeed_stage_2": "ZeRO-2",
     "deepspeed_stage_3": "ZeRO-3", "deepspeed_stage_1_offload": "ZeRO-1", "deepspeed_stage_2_offload": "ZeRO-2",
@@ -49,7 +50,7 @@ def refusal(composed: Composed) -> str | None:
         return f"trainer.strategy: {str(path).rsplit('.', 1)[-1]} cannot run under {kind}: {excluded[kind]} Use {instead}."
     if kind.startswith("ZeRO") and importlib.util.find_spec("deepspeed") is None:
         return f"trainer.strategy: {kind} needs DeepSpeed, which is not installed: pip install -e '.[deepspeed]'."
-    own_class = isinstance(written := composed.get("trainer.strategy"), dict) and written.get("class_path") not in (DEEPSPEED, FSDP)
+    own_class = isinstance(written := composed.get("trainer.strategy"), dict) and written.get("class_path") not in FOR_GPUS
     accelerator = interpolate(composed.get("trainer.accelerator"), composed)
     if (kind == "FSDP" or kind.startswith("ZeRO")) and accelerator == "cpu" and not own_class:
         return f"trainer.strategy: {kind} needs GPUs, and trainer.accelerator is cpu. Use ddp, or leave the strategy out for one process."

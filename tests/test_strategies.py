@@ -61,3 +61,22 @@ def test_a_method_names_what_it_cannot_do(tmp_path: Path, monkeypatch: pytest.Mo
     assert found["ddp"] is None
     assert found["fsdp"] == "trainer.strategy: Picky cannot run under FSDP: it steps two optimizers. Use DDP."
     assert "its weights are loaded whole." in str(found["deepspeed_stage_3"])
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_the_shipped_overlays_are_what_they_are_called(name: str) -> None:
+    kind = {"ddp": "DDP", "fsdp": "FSDP"}.get(name, f"ZeRO-{name[-1]}")
+    assert sharding(compose(["demamba", f"trainer/{name}"])) == kind
+    on_cpu = str(refusal(compose(["demamba", f"trainer/{name}", "trainer/cpu"])))
+    assert name == "ddp" or f"{kind} needs GPUs" in on_cpu
+
+
+@pytest.mark.parametrize(
+    ("config", "refused"),
+    [("demamba", ""), ("clip", "123"), ("judge", ""), ("vae", ""), ("vlm", "3")],
+)
+def test_what_methods_cannot_do_is_refused_before_the_job(config: str, refused: str) -> None:
+    """The others have trained under ZeRO on CPUs; ``demamba`` does so in tests/system/test_deepspeed.py."""
+    for stage in "123":
+        said = refusal(compose([f"tiny/{config}", f"trainer/deepspeed_zero{stage}"]))
+        assert (f"cannot run under ZeRO-{stage}: " in str(said)) == (stage in refused), said

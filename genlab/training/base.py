@@ -13,6 +13,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from genlab.errors import UserError
+from genlab.training.sharding import refuse_statistics_of_their_own, writes_shards_of_all
 
 
 class Method(L.LightningModule):
@@ -55,6 +56,7 @@ class Method(L.LightningModule):
     def on_fit_start(self) -> None:
         """``from_pretrained`` hands out networks in eval mode, and Lightning would leave them so."""
         self.train()
+        refuse_statistics_of_their_own(self)
 
     def log_losses(self, losses: Mapping[str, Tensor], batch_size: int) -> Tensor:
         """Logs ``train/loss`` and, for every other name, ``train/loss_<term>``; returns ``losses["loss"]``."""
@@ -68,7 +70,8 @@ class Method(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leaves frozen weights out, and makes the hyperparameters plain, so that ``torch.load(weights_only=True)`` reads them."""
-        checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if not self.is_frozen(key)}
+        if not (self._trainer is not None and writes_shards_of_all(self.trainer)):
+            checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if not self.is_frozen(key)}
         checkpoint["method"] = class_path(type(self))
         if "hyper_parameters" in checkpoint:
             plain = {key: to_plain(value) for key, value in checkpoint["hyper_parameters"].items()}
@@ -85,6 +88,8 @@ class Method(L.LightningModule):
             raise UserError(
                 f"ckpt_path: the checkpoint was trained by {found}, the config asks for {mine}. Use the config it was trained with."
             )
+        if "state_dict" not in checkpoint:  # DeepSpeed keeps the weights beside it, and compares them itself
+            return
         own = {key: value.shape for key, value in self.state_dict().items() if not self.is_frozen(key)}
         given = {key: value.shape for key, value in checkpoint["state_dict"].items() if not self.is_frozen(key)}
         missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +88,12 @@ class Contrastive(Pretraining):
         weight_decay: Of AdamW, on matrices.
         seed: Of the order of frames where ``<column>_shuffled`` measures clips whose frames are out of order.
     """
+
+    cannot_run_under: ClassVar[dict[str, str]] = {
+        "ZeRO-1": "DeepSpeed hands out parameters row by row, and the temperature is a single number.",
+        "ZeRO-2": "DeepSpeed hands out parameters row by row, and the temperature is a single number.",
+        "ZeRO-3": "DeepSpeed hands out parameters row by row, and the temperature is a single number.",
+    }
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +171,12 @@ class LatentDiffusion(Pretraining):
     """
 
     ema_updates: Tensor
+    cannot_run_under: ClassVar[dict[str, str]] = {
+        "FSDP": "the running mean of the weights takes them whole.",
+        "ZeRO-1": "the running mean of the weights takes them in fp32.",  # steps of a thousandth are lost in bf16
+        "ZeRO-2": "the running mean of the weights takes them in fp32.",
+        "ZeRO-3": "the running mean of the weights takes them whole.",
+    }
 
     def __init__(
         self,

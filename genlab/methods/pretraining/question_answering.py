@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torchmetrics import MeanMetric, Metric
@@ -47,6 +47,11 @@ class QuestionAnswering(Pretraining):
         warmup: Steps.
         weight_decay: Of AdamW, on matrices.
     """
+
+    cannot_run_under: ClassVar[dict[str, str]] = {
+        "FSDP": "answers of different lengths take different numbers of forward passes, each of which would wait for all processes.",
+        "ZeRO-3": "answers of different lengths take different numbers of forward passes, each of which would wait for all processes.",
+    }
 
     def __init__(
         self,
