@@ -26,7 +26,8 @@ METHODS = ("demamba",)
 OFFICIAL_FRAMES, OFFICIAL_IMAGE_SIZE, PRESET_ZONE_SIZE = 8, 224, 1
 NAMES = {"xclip": "X-CLIP", "clip": "CLIP"}
 HELP = """A checkpoint of the official DeMamba code, {"epoch", "model_state_dict"}, becomes one for genlab test and predict; --to official
-is the way back. Parameters that the official code has but never uses are dropped one way, and made of zeros the other way."""
+is the way back. Parameters that the official code has but never uses are dropped one way, and made of zeros the other way.
+convert consolidate RUN makes one file of a sharded checkpoint; see convert consolidate --help."""
 
 
 def main(args: list[str]) -> int:
@@ -35,6 +36,10 @@ def main(args: list[str]) -> int:
     Raises:
         UserError: The file is not what it should be, or the result would overwrite a file.
     """
+    if args and args[0] == "consolidate":
+        from genlab.verbs.consolidate import main as consolidate
+
+        return consolidate(args[1:])
     parser = argparse.ArgumentParser("python -m genlab convert", description=HELP, allow_abbrev=False)
     parser.add_argument("method", help=", ".join(METHODS))
     parser.add_argument("file", type=Path, help="the checkpoint to read")
@@ -45,8 +50,8 @@ def main(args: list[str]) -> int:
     )
     given = parser.parse_args(args)
     if given.method not in METHODS:
-        hint = did_you_mean(given.method, METHODS) or "."
-        raise UserError(f"convert: there is no converter for {given.method!r}{hint} There is demamba.")
+        hint = did_you_mean(given.method, [*METHODS, "consolidate"]) or "."
+        raise UserError(f"convert: there is no converter for {given.method!r}{hint} There are demamba and consolidate.")
     if given.num_frames < 1:
         raise UserError(f"convert: --num_frames {given.num_frames} is too few; use 1 or more.")
     out = given.out
