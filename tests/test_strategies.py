@@ -73,7 +73,7 @@ def test_the_shipped_overlays_are_what_they_are_called(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("config", "refused"),
-    [("demamba", ""), ("clip", "123"), ("judge", ""), ("vae", ""), ("vlm", "3")],
+    [("demamba", ""), ("clip", "123"), ("judge", ""), ("vae", ""), ("sd", "123"), ("vlm", "3")],
 )
 def test_what_methods_cannot_do_is_refused_before_the_job(config: str, refused: str) -> None:
     """The others have trained under ZeRO on CPUs; ``demamba`` does so in tests/system/test_deepspeed.py."""

@@ -69,7 +69,7 @@ DIFFUSION = """
 seed_everything: 0
 model:
   class_path: genlab.methods.pretraining.latent_diffusion.LatentDiffusion
-  init_args: {{vae: {parts}, text_encoder: {parts}, channels: [8, 16], heads: 2, groups: 4, image_size: 16, sampling_steps: 2, warmup: 2}}
+  init_args: {{vae: {parts}, text_width: 32, text_layers: 1, channels: [8, 16], heads: 2, groups: 4, image_size: 16, sampling_steps: 2}}
 data:
   class_path: datamodules.captioned_images.CaptionedImages
   init_args: {{root: "", image_size: 16}}
