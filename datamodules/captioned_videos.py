@@ -34,11 +34,13 @@ class CaptionedVideos(CaptionedImages):
             writes a procedural one on first use. A split that is not there is missed only when it is asked for.
         more_roots: Further such folders, read together with the first one.
         select: Column -> allowed values: only clips that have them are used. Left out, all.
+        eval_caption: Column that held-out clips take their caption from; left out, ``text``.
         labels: Columns whose values are classes to learn; the batch has them in ``labels``.
         num_frames: Frames of a clip, evenly spaced.
         image_size: Pixels per side.
         in_memory: Read all clips once and keep them (25 KB each for 8 frames of 32 pixels).
         keep_groups: Batches hold whole groups (column ``group``: clips that are hard to tell apart).
+        mixed_epochs: First epochs in which they do not: what groups share is learned from mixed batches.
         shift: Largest shift of a training clip in pixels, the same in all frames.
         batch_size: Clips per device.
         eval_batch_size: Clips per device in evaluation.
@@ -53,11 +55,13 @@ class CaptionedVideos(CaptionedImages):
         root: str,
         more_roots: list[str] | None = None,
         select: dict[str, list[str]] | None = None,
+        eval_caption: str | None = None,
         labels: list[str] | None = None,
         num_frames: int = 8,
         image_size: int = 64,
         in_memory: bool = False,
         keep_groups: bool = False,
+        mixed_epochs: int = 0,
         shift: int = 0,
         batch_size: int = 64,
         eval_batch_size: int = 100,
@@ -68,10 +72,12 @@ class CaptionedVideos(CaptionedImages):
             root,
             more_roots=more_roots,
             select=select,
+            eval_caption=eval_caption,
             labels=labels,
             image_size=image_size,
             in_memory=in_memory,
             keep_groups=keep_groups,
+            mixed_epochs=mixed_epochs,
             shift=shift,
             batch_size=batch_size,
             eval_batch_size=eval_batch_size,
