@@ -40,7 +40,7 @@ OTHER_VERBS = {
     "doctor": "what this machine has, and what to do about the rest",
     "data": "make, prepare, check or show a dataset: data make|prepare|check|show NAME --root DIR",
     "weights": "make the tiny models anew, or say how good they are: weights make|show [NAME]",
-    "convert": "checkpoints of official code to ours and back: convert demamba FILE --out PATH",
+    "convert": "checkpoints of official code to ours and back, sharded ones into one file: convert demamba FILE --out PATH",
     "submit": "fit on a SLURM cluster, over seeds and grids: submit -c ... --nodes 2 --gpus-per-node 8 --time 24:00:00",
     "status": "state, step, metric and checkpoint of runs: status [RUN...]",
 }

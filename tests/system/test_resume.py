@@ -81,7 +81,9 @@ def test_killed_ten_times_and_resumed_is_never_killed(tiny_genvideo: Path, tmp_p
 
 
 def test_a_signal_stops_in_order_and_asks_to_be_continued(tiny_genvideo: Path, tmp_path: Path) -> None:
-    arguments = tiny_fit(tiny_genvideo, "--trainer.max_epochs=200", "--run.name=a", "--run.checkpoint_steps=3")
+    """With a worker that is in the midst of its work, and must not keep the process from ending."""
+    endless = ("--trainer.max_epochs=200", "--run.checkpoint_steps=3", "--data.num_workers=1")
+    arguments = tiny_fit(tiny_genvideo, "--run.name=a", *endless)
     folder = tmp_path / "runs/tiny/demamba/a"
     for sent in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         process = start(*arguments, "--ckpt_path=last", cwd=tmp_path)
