@@ -43,6 +43,7 @@ QUIET = (  # Lightning's advice on what is decided here on purpose
     ".*exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*callbacks used to create the checkpoint need to be provided.*",
+    ".*It is recommended to use .self.log.*sync_dist=True.*",  # what is logged over an epoch comes from metric objects, which do that
     ".*`srun` command is available on your system but is not used.*",
 )
 
