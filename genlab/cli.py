@@ -192,7 +192,8 @@ def run_lightning(verb: str, arguments: Sequence[str]) -> int:
         raise UserError(reason)
     checkpoint = find_checkpoint(verb, composed, run)
     if verb == "fit" and checkpoint == run.last_checkpoint and is_finished(run, composed):
-        print(f"{run.path} is finished; nothing to do. Raise trainer.max_epochs to train on, or test it: python -m genlab test ...")
+        if is_first_process():
+            print(f"{run.path} is finished; nothing to do. Raise trainer.max_epochs to train on, or test it: python -m genlab test ...")
         return 0
 
     _stop_while_starting()

@@ -108,12 +108,13 @@ class GenLabCLI(LightningCLI):
         self.record = RunRecord(
             folder, config, str(settings.experiment), self.predictions, str(self.checkpoint) if self.checkpoint else None
         )
+        self.last = LastCheckpoint(folder.last_checkpoint, settings.checkpoint_minutes, settings.checkpoint_steps)
         media = Media(folder.media)
         callbacks: list[Callback] = [
             self.predictions,
             media,
             Throughput(),
-            LastCheckpoint(folder.last_checkpoint, settings.checkpoint_minutes, settings.checkpoint_steps),
+            self.last,
             self.record,
             Tracker(folder),
         ]
@@ -206,6 +207,13 @@ class GenLabCLI(LightningCLI):
         except UserError:
             mistaken = True
             raise
+        except Exception as error:
+            if not self.last.signalled:
+                raise
+            # A scheduler's TERM reaches every process of the job: what the run needs, such as W&B's service or another rank, may be gone.
+            state = "preempted"
+            log.warning("stopped by a signal, before it could save: %s. The last checkpoint is from before.", error)
+            raise SystemExit(CONTINUE_ME) from error
         finally:
             if is_first_process():
                 if mistaken and not self.existed and not folder.has_results:

@@ -12,22 +12,31 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.preemption import LastCheckpoint
+from genlab.results import slurm_job
 
-PREEMPT = ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"]
+What = Literal["preempt", "requeue", "signal", "kill", "lose"]
+ASK = {
+    "preempt": ["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"],
+    "requeue": ["scontrol", "requeue"],
+    "signal": ["scancel", "--signal=USR1"],
+    "lose": ["scontrol", "update", "nodename=n2", "state=down", "reason=accident"],
+}
+PATIENCE = 300.0  # seconds for a signal to come
 
 
 class Accident(Callback):
     """An accident at a training step, or in the validation after it.
 
     Args:
-        what: ``preempt``: a more urgent job wants the nodes, and SLURM sends TERM; ``kill``: the ranks of the second node die by KILL;
-            ``signal``: SLURM sends USR1.
+        what: ``preempt``: a more urgent job wants the nodes, and SLURM sends TERM; ``requeue``: somebody puts the running job back into the
+            queue, with TERM as well; ``signal``: SLURM sends USR1; ``kill``: the ranks of the second node die by KILL; ``lose``: they do so
+            as their node is gone.
         at: Optimizer step.
-        validating: Wait for the validation that comes next, and for its second batch.
         marks: Folder that remembers what has happened.
+        validating: Wait for the validation that comes next, and for its second batch.
     """
 
-    def __init__(self, what: Literal["preempt", "kill", "signal"], at: int, marks: str, validating: bool = False) -> None:
+    def __init__(self, what: What, at: int, marks: str, validating: bool = False) -> None:
         self.what, self.at, self.validating = what, at, validating
         self.mark = Path(marks) / f"{what}-{at}"
 
@@ -49,17 +58,21 @@ class Accident(Callback):
             return
         if trainer.is_global_zero:
             self.mark.write_text(where)
+            if self.what in ASK:
+                self._ask()
         trainer.strategy.barrier("accident")
-        if self.what == "kill":
+        if self.what in ("kill", "lose"):
             if trainer.global_rank:
                 os.kill(os.getpid(), signal.SIGKILL)
             return
-        if trainer.is_global_zero:
-            outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
-            outside |= {"SLURM_CONF": os.environ["SLURM_CONF"]}
-            ask = PREEMPT if self.what == "preempt" else ["scancel", "--signal=USR1", os.environ["SLURM_JOB_ID"]]
-            subprocess.run(ask, env=outside, check=True, stdout=subprocess.DEVNULL)
         listener = next(callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while not listener.signalled and time.monotonic() < deadline:  # the step ends when the signal is there
             time.sleep(0.01)
+
+    def _ask(self) -> None:
+        """Asks SLURM, as somebody outside the job would."""
+        outside = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))}
+        outside["SLURM_CONF"] = os.environ["SLURM_CONF"]
+        which = [str(slurm_job(os.environ))] if self.what in ("requeue", "signal") else []
+        subprocess.run([*ASK[self.what], *which], env=outside, check=True, stdout=subprocess.DEVNULL)
