@@ -1,4 +1,4 @@
-"""What happens to jobs on a cluster, on purpose and at a chosen moment; each once in the life of a run, over all its restarts."""
+"""What happens to jobs on a cluster, on purpose and at a chosen moment; each once, over all restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Accident(Callback):
             queue, with TERM as well; ``signal``: SLURM sends USR1; ``kill``: the ranks of the second node die by KILL; ``lose``: they do so
             as their node is gone.
         at: Optimizer step.
-        marks: Folder that remembers what has happened.
+        marks: Folder that remembers what has happened; of several runs that share it, it happens to one.
         validating: Wait for the validation that comes next, and for its second batch.
     """
 
@@ -51,15 +51,10 @@ class Accident(Callback):
             self._happen(trainer, f"step {trainer.global_step}, validation batch {batch_idx}")
 
     def _happen(self, trainer: Trainer, where: str) -> None:
-        trainer.strategy.barrier("accident")
-        happened = self.mark.exists()
-        trainer.strategy.barrier("accident")
-        if happened:
+        if not trainer.strategy.broadcast(trainer.is_global_zero and self._is_the_first(where)):
             return
-        if trainer.is_global_zero:
-            self.mark.write_text(where)
-            if self.what in ASK:
-                self._ask()
+        if trainer.is_global_zero and self.what in ASK:
+            self._ask()
         trainer.strategy.barrier("accident")
         if self.what in ("kill", "lose"):
             if trainer.global_rank:
@@ -69,6 +64,14 @@ class Accident(Callback):
         deadline = time.monotonic() + PATIENCE
         while not listener.signalled and time.monotonic() < deadline:  # the step ends when the signal is there
             time.sleep(0.01)
+
+    def _is_the_first(self, where: str) -> bool:
+        try:
+            with self.mark.open("x") as file:
+                file.write(where)
+        except FileExistsError:
+            return False
+        return True
 
     def _ask(self) -> None:
         """Asks SLURM, as somebody outside the job would."""
