@@ -32,6 +32,9 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended = time.perf_counter()
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ended = time.perf_counter()  # a run that is continued within an epoch does not start one
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._ended = time.perf_counter()
 

@@ -79,3 +79,11 @@ class Accident(Callback):
         outside["SLURM_CONF"] = os.environ["SLURM_CONF"]
         which = [str(slurm_job(os.environ))] if self.what in ("requeue", "signal") else []
         subprocess.run([*ASK[self.what], *which], env=outside, check=True, stdout=subprocess.DEVNULL)
+
+
+class FailsAfterTerm(Callback):
+    """TERM arrives within the first step, and what the step needs is gone before the run can save."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ConnectionResetError("W&B's service is gone")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from genlab.config import shipped_root
 from genlab.files import read_csv
 from tests.system.programs import run, start, tiny_fit
 
@@ -78,6 +79,8 @@ def test_killed_ten_times_and_resumed_is_never_killed(tiny_genvideo: Path, tmp_p
     assert record["state"] == "finished" and record["requeues"] == 10
     logged = [[(row["step"], row["val/ap"], row["train/loss"]) for row in read_csv(folder / "metrics.csv")] for folder in (whole, broken)]
     assert logged[0] == logged[1], "metrics.csv has every row once"
+    speeds = [float(row["train/samples_per_second"]) for row in read_csv(broken / "metrics.csv") if row["train/samples_per_second"]]
+    assert speeds and min(speeds) > 0.1, "the time between two starts does not count"
 
 
 def test_a_signal_stops_in_order_and_asks_to_be_continued(tiny_genvideo: Path, tmp_path: Path) -> None:
@@ -94,6 +97,14 @@ def test_a_signal_stops_in_order_and_asks_to_be_continued(tiny_genvideo: Path, t
         assert "continue with --ckpt_path last" in output
         assert json.loads((folder / "run.json").read_text())["state"] == "preempted"
     assert load(folder)["global_step"] > 0
+
+
+def test_what_fails_after_a_signal_was_stopped_by_it(tiny_genvideo: Path, tmp_path: Path) -> None:
+    """A cluster's TERM reaches every process of a job, helpers that a run cannot do without among them."""
+    arguments = tiny_fit(tiny_genvideo, "--trainer.callbacks+=tests.system.accidents.FailsAfterTerm")
+    output = run(*arguments, cwd=tmp_path, expect=75, PYTHONPATH=str(shipped_root()))
+    assert "stopped by a signal, before it could save: W&B's service is gone." in output
+    assert json.loads((tmp_path / "runs/tiny/demamba/seed1/run.json").read_text())["state"] == "preempted"
 
 
 def test_changed_settings_win_and_are_said(tiny_genvideo: Path, tmp_path: Path) -> None:

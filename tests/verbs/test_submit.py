@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genlab.config import shipped_root
+from genlab.config import compose, shipped_experiments, shipped_root
 from genlab.errors import UserError
 from genlab.files import write_json
 from genlab.verbs.submit import fill, main, split_values
@@ -56,6 +56,20 @@ def test_the_script_is_the_template_filled_in(capsys: pytest.CaptureFixture[str]
     body = script.split("# what to run: end")[1]
     assert body == (shipped_root() / "slurm/ddp.sbatch").read_text().split("# what to run: end")[1], "the logic is the template's own"
     assert not list(work.iterdir()), "a dry run writes nothing"
+
+
+WHOLE = [name for name in shipped_experiments() if compose([name]).get("model.class_path") and compose([name]).get("data.class_path")]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_experiment_can_be_submitted(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = ["--nodes", "2", "--gpus-per-node", "4"]
+    assert main(["-c", name, "--dry-run", "--skip-check", *nodes]) == 0
+    output = capsys.readouterr().out
+    assert (
+        f"runs/{name.removesuffix('.yaml')}/seed" in output
+        and f"#SBATCH --job-name=genlab-{name.removesuffix('.yaml').replace('/', '-')}" in output
+    )
 
 
 def test_seeds_and_a_grid_are_an_array_of_runs_in_folders_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
