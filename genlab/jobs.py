@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     job = slurm_job(os.environ)
     state = job_state(job) if job else "no job"
     if verdict.again and state != "RUNNING":  # cancelled by its user, or on its way back into the queue by SLURM's own doing
-        print(f"genlab: ended with exit code {code}; the job is {state}, and left to SLURM", flush=True)
+        print(f"genlab: ended with exit code {code}; the job is {state}, and left to SLURM. Submitted again it continues.", flush=True)
         return 0
     print(f"genlab: {verdict.why}", flush=True)
     if verdict.again:
