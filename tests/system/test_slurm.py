@@ -67,7 +67,7 @@ class Work:
     def by_hand(self, *more: str) -> str:
         """``sbatch slurm/ddp.sbatch``, as the template says; the job's id."""
         template = shipped_root() / "slurm/ddp.sbatch"
-        command = ["sbatch", "--parsable", *TWO_NODES, "--ntasks-per-node=1", "--time=10", str(template), "experiments/tiny/demamba.yaml"]
+        command = ["sbatch", "--parsable", *TWO_NODES, "--ntasks-per-node=1", "--time=60", str(template), "experiments/tiny/demamba.yaml"]
         asked = subprocess.run([*command, *CPU, *self.options, *more], cwd=self.folder, env=environment(), capture_output=True, text=True)
         assert asked.returncode == 0, asked.stderr
         self.jobs.append(asked.stdout.strip())
