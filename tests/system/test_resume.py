@@ -92,7 +92,7 @@ def test_a_signal_stops_in_order_and_asks_to_be_continued(tiny_genvideo: Path, t
         process = start(*arguments, "--ckpt_path=last", cwd=tmp_path)
         assert wait_for_writes(folder / "checkpoints/last.ckpt", process, 2)
         process.send_signal(sent)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=300)
         assert process.returncode == 75, output
         assert "continue with --ckpt_path last" in output
         assert json.loads((folder / "run.json").read_text())["state"] == "preempted"
