@@ -16,6 +16,7 @@ GROUND = (
     "genlab.files",
     "genlab.nearest",
     "genlab.batches",
+    "genlab.holes",
     "genlab.weights",
     "genlab.store",
     "genlab.training.randomness",

@@ -30,3 +30,25 @@ def write_parts(folder: Path, seed: int = 0) -> Path:
     vae.quant_conv.bias.data[CHANNELS:] = -20  # latents without noise: where a pipeline draws them, it draws what we take
     vae.save_pretrained(folder / "vae")
     return folder
+
+
+def write_inpainting_pipeline(folder: Path, seed: int = 0) -> Path:
+    """A whole pipeline of ``StableDiffusionInpaintPipeline``, whose UNet sees latents, hole and what is known (9 channels)."""
+    from diffusers import AutoencoderKL, StableDiffusionInpaintPipeline, UNet2DConditionModel
+
+    from genlab.diffusion.components import pipeline_options, stable_diffusion_scheduler
+
+    write_parts(folder, seed)
+    unet = UNet2DConditionModel(
+        sample_size=16, in_channels=2 * CHANNELS + 1, out_channels=CHANNELS, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=16, attention_head_dim=2,
+    )  # fmt: skip
+    pipeline = StableDiffusionInpaintPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae"), text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"), unet=unet, scheduler=stable_diffusion_scheduler("epsilon"),
+        **pipeline_options(),
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
