@@ -7,7 +7,7 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ class RunRecord(Callback):
         unread = results["counts"].get("n_expected", 0) - results["counts"].get("n_scored", 0)
         if unread:
             print(f"{unread} of {results['counts']['n_expected']} samples could not be read; they are in predictions.csv without a score.")
-        write_report(self.folder, title, results, tables, rows)
+        write_report(self.folder, title, results, tables, rows, getattr(pl_module, "add_to_report", None))
         print(f"{self.folder.path}/report.html")
 
 
@@ -145,9 +145,18 @@ def peak_memory_bytes() -> int:
 
 
 def write_report(
-    folder: RunFolder, title: str, results: Mapping[str, Any], tables: Mapping[str, list[dict[str, Any]]], rows: list[dict[str, Any]]
+    folder: RunFolder,
+    title: str,
+    results: Mapping[str, Any],
+    tables: Mapping[str, list[dict[str, Any]]],
+    rows: list[dict[str, Any]],
+    own: Callable[[Report], None] | None = None,
 ) -> None:
-    """``report.html``: tables, plots, pictures and settings of one run, in one file."""
+    """``report.html``: tables, plots, pictures and settings of one run, in one file.
+
+    Args:
+        own: Adds the sections of a method that has better ones than plots of scores and the list of predictions.
+    """
     report = Report(title)
     facts = {
         "metrics over": "{n_scored} of {n_expected} samples".format_map(results["counts"]) if results["counts"] else "",
@@ -179,7 +188,9 @@ def write_report(
     pictures = sorted(p for p in folder.media.glob("*.png") if p.name not in made) if folder.media.is_dir() else []
     for picture in pictures[-2:] if results["stage"] == "fit" else pictures[:50]:
         report.picture(picture, picture.stem)
-    if rows and not scored:
+    if own is not None:
+        own(report)
+    elif rows and not scored:
         report.table([{key: row[key] for key in row if key != "label"} for row in rows[:500]], caption="predictions.csv")
     if (folder.path / "config.yaml").is_file():
         report.details("Configuration", (folder.path / "config.yaml").read_text())

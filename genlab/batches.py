@@ -77,6 +77,27 @@ class QuestionBatch(TypedDict):
     """(B,) int64, position in the split."""
 
 
+class InpaintingBatch(TypedDict):
+    """Pictures with the hole that is to be filled in each."""
+
+    image: Tensor
+    """(B, 3, H, W) RGB: uint8 from the loader, float32 in [0, 1] on the device. Unreadable pictures are zero."""
+    hole: Tensor
+    """(B, 1, H, W) bool, True = to be filled."""
+    prompt: list[str]
+    """What the picture shows; empty where the data does not say."""
+    group: list[str]
+    """What results are split by."""
+    id: list[str]
+    """Names the picture, or where it has several holes the mask, within its dataset."""
+    index: Tensor
+    """(B,) int64, position in the whole list, whatever part of it is evaluated: seeds count from it."""
+    readable: Tensor
+    """(B,) bool, whether picture and mask could be read."""
+    usable: Tensor
+    """(B,) bool, whether the hole leaves something to do, and something to see."""
+
+
 class Strip(TypedDict):
     """Something to look at: a clip in frames, and which places spoke for the positive label."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 FINISHED = 0
+FAILED = 1  # a bug, or a check that found what it looked for
 USER_ERROR = 2
 UNREADABLE = 3  # finished, but samples could not be read
 CONTINUE_ME = 75  # stopped by a signal (EX_TEMPFAIL): job scripts put the job back into the queue

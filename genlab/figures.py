@@ -222,6 +222,26 @@ def _running_mean(values: NDArray[Any], half: int) -> NDArray[Any]:
         return (total[high] - total[low]) / (count[high] - count[low])
 
 
+def scatter(points: Sequence[Mapping[str, Any]], x_label: str, y_label: str, path: Path | str | None = None) -> Image.Image:
+    """Named points in a plane.
+
+    Args:
+        points: ``{"name", "x", "y"}`` each; those that are not finite are left out.
+        x_label: Under the horizontal axis.
+        y_label: Beside the vertical one.
+        path: PNG to write.
+    """
+    with _chart(7.2, 4.4) as (figure, (ax,)):
+        for number, point in enumerate(each for each in points if math.isfinite(each["x"]) and math.isfinite(each["y"])):
+            marker = "osD^vPX"[number // len(PALETTE) % 7]  # a palette of ten comes round again in other shapes
+            ax.plot(point["x"], point["y"], marker, color=PALETTE[number % len(PALETTE)], ms=7, label=_short(point["name"]))
+        ax.set(xlabel=x_label, ylabel=y_label)
+        ax.margins(0.08)
+        if points:
+            figure.legend(loc="outside right upper")
+        return _finish(figure, path)
+
+
 def bars(table: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
     """Horizontal bars: a group per row of the table, a bar per numeric column; the first column names the row.
 

@@ -29,7 +29,7 @@ from callbacks.predictions import Predictions
 from callbacks.preemption import LastCheckpoint
 from callbacks.throughput import Throughput
 from callbacks.tracker import Tracker
-from genlab.errors import CONTINUE_ME, UNREADABLE, UserError
+from genlab.errors import CONTINUE_ME, FAILED, UNREADABLE, UserError
 from genlab.results import RunFolder, RunSettings, is_first_process
 from genlab.training.resume import ExactResume
 
@@ -297,6 +297,10 @@ def run_verb(verb: str, config: str, run: RunFolder, settings: RunSettings, chec
             else ""
         )
         raise UserError(f"trainer: {error}{hint}") from error
+    if failed := getattr(cli.model, "failed_check", ""):
+        if is_first_process():
+            print(failed)
+        return FAILED
     return UNREADABLE if is_first_process() and cli.unreadable and not settings.allow_unreadable else 0
 
 

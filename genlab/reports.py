@@ -65,12 +65,21 @@ img{display:block;max-width:100%;height:auto;margin:auto;border-radius:6px;backg
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-size:.9rem;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem 1.1rem;text-align:left;border-top:1px solid var(--line);min-width:9rem;max-width:28rem;overflow-wrap:anywhere}
+.search{margin:0 1.1rem .5rem;padding:.3rem .6rem;width:min(22rem,calc(100% - 2.2rem));font:inherit;font-size:.9rem;color:inherit;
+background:var(--page);border:1px solid var(--line);border-radius:6px;display:none}
+.js .search{display:block}
+button.enlarge{all:unset;display:block}
+.js button.enlarge{cursor:zoom-in}
+figure.large{position:fixed;inset:0;z-index:9;border-radius:0;overflow:auto;justify-content:center}
+figure.large img{width:100%;image-rendering:pixelated}
+.js figure.large button.enlarge{cursor:zoom-out}
 thead th{padding-block:.5rem;white-space:nowrap;font-weight:600;border-top:0}
 th.num,td.num{text-align:right;min-width:5.5rem;white-space:nowrap}
 thead button{all:unset;color:var(--quiet)}
 .js thead button{cursor:pointer}
 .js thead button:hover,th[aria-sort] button{color:var(--ink)}
-thead button:focus-visible,summary:focus-visible{outline:2px solid var(--accent);outline-offset:3px;border-radius:3px}
+thead button:focus-visible,button.enlarge:focus-visible,summary:focus-visible{
+outline:2px solid var(--accent);outline-offset:3px;border-radius:3px}
 th[aria-sort] button::before{font-size:.8em;margin-right:.3em}
 th[aria-sort=ascending] button::before{content:"▲"}
 th[aria-sort=descending] button::before{content:"▼"}
@@ -102,6 +111,17 @@ document.querySelectorAll("thead button").forEach(button => button.addEventListe
     return x === "" || y === "" ? (x === "") - (y === "") : (up ? 1 : -1) * order(x, y); // what is missing stays last
   }).forEach(row => body.append(row));
 }));
+document.querySelectorAll("input.search").forEach(input => input.addEventListener("input", () => {
+  const words = input.value.toLocaleLowerCase().split(/\\s+/);
+  for (const row of input.closest("figure").querySelector("tbody").rows)
+    row.hidden = !words.every(word => row.textContent.toLocaleLowerCase().includes(word));
+}));
+document.querySelectorAll("button.enlarge").forEach(button => button.addEventListener("click", () => {
+  button.closest("figure").classList.toggle("large");
+}));
+addEventListener("keydown", event => {
+  if (event.key === "Escape") document.querySelectorAll("figure.large").forEach(one => one.classList.remove("large"));
+});
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(one => one.open = true));
 """
 
@@ -145,6 +165,9 @@ TABLE = """
 {% endmacro %}
 <figure class="table card">
 {% if caption %}<figcaption>{{ caption }}</figcaption>{% endif %}
+{% if search %}
+<input class="search" type="search" placeholder="Show rows with these words" aria-label="Show rows with these words">
+{% endif %}
 <div class="scroll"><table>
 <thead><tr>
 {% for column in columns %}
@@ -159,7 +182,9 @@ TABLE = """
 
 PICTURE = """
 <figure class="card{{ ' half' if half }}">
+{% if enlarge %}<button type="button" class="enlarge" aria-label="Enlarge or reduce">{% endif %}
 <img src="data:{{ mime }};base64,{{ data }}" width="{{ width }}" height="{{ height }}" alt="{{ caption }}">
+{% if enlarge %}</button>{% endif %}
 {% if caption %}<figcaption>{{ caption }}</figcaption>{% endif %}
 </figure>
 """
@@ -203,6 +228,7 @@ class Report:
         caption: str = "",
         highlight: Mapping[str, Literal["max", "min"]] | None = None,
         summary: Sequence[Row] = (),
+        search: bool = False,
     ) -> Self:
         """A table that sorts by a click on a column's name; columns in the order in which rows first name them.
 
@@ -211,6 +237,7 @@ class Report:
             caption: Line above.
             highlight: Columns whose best value is marked, and which one is best.
             summary: Rows that stay at the bottom, e.g. the average; a column that they do not name stays empty.
+            search: A field above that hides the rows without the words typed into it.
         """
         rows, summary = _plain(rows), _plain(summary)
         columns = _columns([*rows, *summary])
@@ -238,19 +265,20 @@ class Report:
             ]
 
         heads = [{"name": name, "number": numbers[name]} for name in columns]
-        return self._add(
-            TABLE, caption=caption, columns=heads, body=[cells(row, None) for row in rows], foot=[cells(row, "") for row in summary]
-        )
+        body, foot = [cells(row, None) for row in rows], [cells(row, "") for row in summary]
+        return self._add(TABLE, caption=caption, columns=heads, body=body, foot=foot, search=search)
 
-    def picture(self, picture: Path | str | Image, caption: str = "", half: bool = False) -> Self:
-        """A PIL image or a PNG, JPEG, GIF or WebP file, embedded; `half` puts two side by side where the window is wide.
+    def picture(self, picture: Path | str | Image, caption: str = "", half: bool = False, enlarge: bool = False) -> Self:
+        """A PIL image or a PNG, JPEG, GIF or WebP file, embedded; `half` puts two side by side where the window is wide, `enlarge` lets a
+        click fill the window with it.
 
         Raises:
             MissingPath: No such file.
             UserError: The file is no picture of these kinds.
         """
         data, kind, (width, height) = _embedded(picture)
-        return self._add(PICTURE, data=base64.b64encode(data).decode(), mime=kind, width=width, height=height, caption=caption, half=half)
+        shown = {"mime": kind, "width": width, "height": height, "caption": caption, "half": half, "enlarge": enlarge}
+        return self._add(PICTURE, data=base64.b64encode(data).decode(), **shown)
 
     def keyvalues(self, values: Mapping[str, Any], big: bool = False) -> Self:
         """Facts by name; `big` sets a few headline numbers as tiles."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from genlab.errors import UserError
 from genlab.holes import Avoid, patch_count, patch_seed, second_hole
 from genlab.metrics.lpips import load_lpips
+from genlab.training.randomness import fold_key
 
 Distance = Literal["l1", "mse", "psnr", "ssim", "lpips_alex", "lpips_vgg", "lpips_squeeze"]
 Region = Literal["full", "second_hole"]
@@ -91,7 +92,7 @@ class Distances(nn.Module):
         difference = x - y
         values = _pixelwise(difference)
         if "ssim" in self.names:
-            values["ssim"] = structural_similarity_index_measure(y, x, data_range=1.0)
+            values["ssim"] = cast(Tensor, structural_similarity_index_measure(y, x, data_range=1.0))
         for name, network in self.networks.items():
             values[name] = network(2 * x - 1, 2 * y - 1)
         if self.in_hole:
@@ -193,17 +194,23 @@ def reinpaint(
     height, width = images.shape[-2:]
     patch = patch or default_patch(height, width)
     places = list(range(len(images))) if indices is None else list(indices)
-    first = fill_holes(f1, images, holes, [patch_seed(base_seed, i, 0) for i in places], prompts, ids, composite).images
+    first = fill_holes(f1, images, holes, [fill_seed(base_seed, i) for i in places], prompts, ids, composite).images
     second, hidden, valid = [], [], []
     for repeat in range(k_offset, k_offset + k):
         seeds = [patch_seed(base_seed, i, repeat) for i in places]
         found = [second_hole(hole[0] > 0.5, patch, ratio, seed, avoid) for hole, seed in zip(holes, seeds)]
         nothing = torch.zeros(height, width, dtype=torch.bool)
         mask = torch.stack([nothing if each is None else each for each in found])[:, None].to(images.device)
-        second.append(fill_holes(f2, first, mask, seeds, prompts, ids, composite).images)
+        draws = [fill_seed(base_seed, i, repeat) for i in places]
+        second.append(fill_holes(f2, first, mask, draws, prompts, ids, composite).images)
         hidden.append(mask)
         valid.append(torch.tensor([each is not None for each in found]))
     return ReInpainted(first, torch.stack(second, 1), torch.stack(hidden, 1), torch.stack(valid, 1).to(images.device))
+
+
+def fill_seed(base_seed: int, index: int, k: int | None = None) -> int:
+    """What an inpainter's draws are keyed by for the picture at ``index``: when it is filled first, or (``k``) the k-th second time."""
+    return fold_key("fill", base_seed, index, "first" if k is None else k) % 2**63
 
 
 def default_patch(height: int, width: int) -> int:

@@ -33,6 +33,9 @@ class Method(L.LightningModule):
     """Whether all that an evaluation gathers is in torchmetrics objects of this module and in the rows that steps return; then a killed
     one goes on where it was."""
 
+    failed_check = ""
+    """Set by a run that checks a limit and finds it exceeded: what is said at its end, with exit code 1."""
+
     def __init__(self) -> None:
         super().__init__()
         self._frozen: list[str] = []

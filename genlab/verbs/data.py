@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from datamodules.checks import Item
 
-DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo"}
+DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo", "inpainting": "datamodules.inpainting:Inpainting"}
 PREPARABLE = {"genvideo": "datamodules.genvideo_prepare"}
 HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
@@ -276,6 +276,8 @@ def _datamodule(given: argparse.Namespace) -> Any:
     """The dataset's datamodule."""
     module, name = DATAMODULES[given.dataset].split(":")
     lists = {key: getattr(given, key) for key in ("train_list", "test_list") if getattr(given, key)}
+    if unknown := lists.keys() - signature(f"{module}.{name}").parameters.keys():
+        raise UserError(f"data: {given.dataset} takes no --{min(unknown)}.")
     return getattr(importlib.import_module(module), name)(root=given.root, **lists)
 
 
