@@ -155,7 +155,7 @@ def write_report(
     """``report.html``: tables, plots, pictures and settings of one run, in one file.
 
     Args:
-        own: Adds the sections of a method that has better ones than plots of scores and the list of predictions.
+        own: Adds the sections of a method that has better ones than the table of metrics and the list of predictions.
     """
     report = Report(title)
     facts = {
@@ -172,7 +172,9 @@ def write_report(
     if results["protocol"].get("tiny_world"):
         report.text("Measured on the procedural tiny world: these numbers say that the method works here, not how it does on real data.")
     report.keyvalues({key: str(value) for key, value in facts.items() if value not in ("", None, {})})
-    for name, table in tables.items():
+    if own is not None:
+        own(report)
+    for name, table in tables.items() if own is None else ():
         report.table(table, caption=name)
     first = next((row.get("set") for row in rows), None)  # of several sets the first, the clean one, is plotted
     scored = [row for row in rows if row["status"] == "ok" and str(row["label"]) in ("0", "1") and row.get("set") == first]
@@ -188,9 +190,7 @@ def write_report(
     pictures = sorted(p for p in folder.media.glob("*.png") if p.name not in made) if folder.media.is_dir() else []
     for picture in pictures[-2:] if results["stage"] == "fit" else pictures[:50]:
         report.picture(picture, picture.stem)
-    if own is not None:
-        own(report)
-    elif rows and not scored:
+    if rows and not scored and own is None:
         report.table([{key: row[key] for key in row if key != "label"} for row in rows[:500]], caption="predictions.csv")
     if (folder.path / "config.yaml").is_file():
         report.details("Configuration", (folder.path / "config.yaml").read_text())

@@ -51,7 +51,7 @@ from genlab.training.base import Method
 log = logging.getLogger(__name__)
 
 VERSION = 1  # of what rows mean and seeds are made of; a higher one measures everything anew
-HEAT = 24  # places a side of the map of where a filling is inconsistent
+HEAT = 16  # places a side of the map of where a filling is inconsistent
 PANEL = 160  # pixels a side of the report's pictures
 
 
@@ -331,7 +331,7 @@ class InpaintConsistency(Method):
             picture, x1, hole = pictures[pair.picture], first[pair.picture], pair.hole[None]
             values = {name: float(value) for name, value in self.measure(x1[None], second[None], hole).items()}
             original = {name: float(value) for name, value in self.measure(picture.image[None], second[None], hole).items()}
-            if pair.k == 0:
+            if pair.k == 0 and not isinstance(f1, Degraded):
                 self._write_panels(f1, f2, picture, x1, pair.hole, second)
             row = {"valid": True, "d": _finite(values), "original": _finite(original), "hole2": float(pair.hole.float().mean())}
             self.rows.put(pair.key, row | {"leak": leak, "seconds": seconds, "heat": _heat(x1, second, pair.hole)})
