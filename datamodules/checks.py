@@ -67,6 +67,11 @@ class Item:
     frames: int = 0
     first: int = -1
 
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Other files that belong to the sample, such as a mask: when one of them changes, it is another sample."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -172,7 +177,7 @@ def examine(read: Read, item: Item, whole: bool = True) -> Facts:
         if not any(file.stat().st_size for file in files):
             return Facts("empty", "0 bytes" if files else "no files")
         facts = read(item, whole)
-        return replace(facts, digest=_digest(files)) if whole else facts
+        return replace(facts, digest=_digest([*files, *(each for each in item.companions if each.exists())])) if whole else facts
     except OSError as error:
         return Facts("unreadable", error.strerror or str(error))
 
@@ -218,7 +223,7 @@ def _examine_all(items: Sequence[Item], read: Read, path: Path, workers: int | N
 def _state(item: Item) -> str:
     """Changes whenever the item must be read again."""
     try:
-        stats = [file.stat() for file in _files(item.path)] if item.path.exists() else []
+        stats = [file.stat() for file in (*_files(item.path), *item.companions) if file.exists()] if item.path.exists() else []
     except OSError:  # gone or forbidden in this moment: examine() tells
         stats = []
     files = f"{len(stats)} {sum(s.st_size for s in stats)} {max((s.st_mtime_ns for s in stats), default=0)}"

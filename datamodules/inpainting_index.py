@@ -38,6 +38,10 @@ class InpaintingItem(Item):
     """``None`` where the hole is still to be made."""
     prompt: str = ""
 
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        return () if self.mask is None else (self.mask,)
+
 
 def read_hole(path: Path, size: tuple[int, int] | None = None, invert: bool = False) -> NDArray[np.bool_]:
     """A mask as (H, W), True in the hole: white, or everything but 0 where the values are those of a label image (0 and 1).
