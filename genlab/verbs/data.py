@@ -42,7 +42,8 @@ HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
 Options of an action: python -m genlab data ACTION --help.
 Datasets of make and show: {shown}.
-Datasets of check and prepare: {checked}."""
+Datasets of check: {checked}.
+Datasets of prepare: {prepared}."""
 
 
 def main(args: list[str]) -> int:
@@ -52,7 +53,7 @@ def main(args: list[str]) -> int:
         UserError: Unknown action, dataset or option, or a dataset that is not there.
     """
     if not args or args[0] in ("-h", "--help"):
-        print(HELP.format(shown=", ".join(_all()), checked=", ".join(DATAMODULES)))
+        print(HELP.format(shown=", ".join(_all()), checked=", ".join(DATAMODULES), prepared=", ".join(PREPARABLE)))
         return 0
     actions = {"make": make, "prepare": prepare, "check": check, "show": show}
     if args[0] not in actions:
