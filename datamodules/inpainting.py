@@ -87,12 +87,12 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
         sample: dict[str, Any] = {"prompt": item.prompt, "group": item.group, "id": item.id, "index": index, "readable": True}
         try:
             picture = open_picture(item.path)
-            pixels = np.asarray(_square(picture, self.size, Image.Resampling.BICUBIC))
+            pixels = np.asarray(square(picture, self.size, Image.Resampling.BICUBIC))
             if item.mask is None:
                 hole = self.holes.make(item.id, self.size, self.size)
             else:
                 mask = Image.fromarray(read_hole(item.mask, picture.size, self.invert))
-                hole = np.asarray(_square(mask, self.size, Image.Resampling.NEAREST))
+                hole = np.asarray(square(mask, self.size, Image.Resampling.NEAREST))
         except OSError as error:
             log.warning("%s cannot be read: %s", item.id, error)
             pixels, hole = np.zeros((self.size, self.size, 3), np.uint8), np.zeros((self.size, self.size), bool)
@@ -102,7 +102,8 @@ class InpaintingDataset(Dataset[dict[str, Any]]):
         return sample | {"image": image, "hole": torch.from_numpy(hole.copy())[None], "usable": usable}
 
 
-def _square(picture: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
+def square(picture: Image.Image, size: int, how: Image.Resampling) -> Image.Image:
+    """The shorter side brought to ``size`` pixels, the longer one cut to it from both ends."""
     scale = size / min(picture.size)
     width, height = (max(round(side * scale), size) for side in picture.size)
     resized = picture if picture.size == (width, height) else picture.resize((width, height), how)

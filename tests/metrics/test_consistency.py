@@ -120,6 +120,21 @@ def test_a_second_inpainter_that_sees_nothing_tells_nothing_apart() -> None:
     assert max(scores) - min(scores) < 1e-6 < max(scores)
 
 
+def test_a_flat_filling_of_a_flat_picture_wins_though_the_truth_is_another() -> None:
+    """The known degenerate winner: the score rewards what is easily foretold."""
+    images, holes = torch.full((1, 3, 32, 32), 0.5), torch.zeros(1, 1, 32, 32)
+    images[:, :, 8:16, 8:16] = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))  # a thing, hidden whole
+    holes[:, :, 7:17, 7:17] = 1
+    scores, wrong = [], []
+    for f1 in (Mean(), Oracle(images)):
+        made = reinpaint(f1, Harmonic(50), images, holes, 10, avoid="none")
+        metric = ReInpaintingConsistency(["l1"])
+        metric.update(made.first, made.second, original=images)
+        scores.append(float(metric.compute()["l1"]))
+        wrong.append(float(metric.compute()["original_first/l1"]))
+    assert scores[0] < 1e-6 < 0.001 < scores[1] and wrong[0] > 0.01 and wrong[1] == 0
+
+
 def score(f1: Inpainter, f2: Inpainter, images: Tensor, holes: Tensor, golden: dict[str, Any], **more: Any) -> float:
     options = {"ratio": golden["ratio"], "patch": golden["patch"], "base_seed": golden["base_seed"]}
     made = reinpaint(f1, f2, images, holes, golden["K"], **options | more)

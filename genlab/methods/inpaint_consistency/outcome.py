@@ -279,15 +279,16 @@ class Outcome:
                 f"{f2} as F2 does not tell the inpainters apart: D {self.main} differs by {100 * spread:.2g} % at most. An F2 that ignores "
                 "what it is shown gives everyone the same score. Use another F2."
             )
-        ranked = self.ranked(f2, names)
-        for baseline in self.baselines:
-            beaten = [name for name in ranked[ranked.index(baseline) + 1 :] if name not in self.baselines]
-            if beaten:
-                said.append(
-                    f"Degenerate winner with {f2}: the baseline {baseline} has a better D {self.main} than {', '.join(beaten)}. What is "
-                    f"easily foretold is not thereby good: compare the columns `first {self.main}` and `detail`."
-                )
-        for name in ranked[:1]:
+        for column in self.columns:
+            for baseline in self.baselines:
+                best = _worse(column, self.score(baseline, f2, column))
+                beaten = [name for name in names if name not in self.baselines and _worse(column, self.score(name, f2, column)) > best]
+                if beaten:
+                    said.append(
+                        f"Degenerate winner with {f2}: the baseline {baseline} has a better D {column} than {', '.join(beaten)}. A "
+                        f"better score is not thereby a better filling: compare the columns `first {self.main}` and `detail`."
+                    )
+        for name in self.ranked(f2, names)[:1]:
             lively = _overall(self.first[name]["detail"])
             if name not in self.baselines and lively < FLAT:
                 said.append(
