@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +128,11 @@ def _gallery(report: Report, outcome: Outcome, panels: Callable[[str, str, str],
                     report.picture(with_heat(path, outcome.heat[f1, judge][n]), caption, enlarge=True)
 
 
-def with_heat(path: Path, heat: np.ndarray) -> Image.Image:
-    """The panels of a filling, and where its second fillings differed from it: white nowhere, dark red most; grey was never hidden."""
+def with_heat(path: Path, heat: np.ndarray) -> Path:
+    """The panels of a filling, and where its second fillings differed from it: white nowhere, dark red most; grey was never hidden.
+
+    A JPEG beside the panels: as PNG a report of a few dozen photographs would have tens of megabytes.
+    """
     with Image.open(path) as file:
         panels = file.convert("RGB")
     side = panels.height
@@ -140,4 +144,6 @@ def with_heat(path: Path, heat: np.ndarray) -> Image.Image:
     sheet = Image.new("RGB", (panels.width + 4 + side, side), "white")
     sheet.paste(panels, (0, 0))
     sheet.paste(map_of, (panels.width + 4, 0))
-    return sheet
+    content = io.BytesIO()
+    sheet.save(content, "JPEG", quality=88)
+    return write_bytes(path.with_suffix(".map.jpg"), content.getvalue(), sync=False)
