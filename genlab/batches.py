@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -96,6 +97,40 @@ class InpaintingBatch(TypedDict):
     """(B,) bool, whether picture and mask could be read."""
     usable: Tensor
     """(B,) bool, whether the hole leaves something to do, and something to see."""
+
+
+@dataclass(frozen=True)
+class ClassTexts:
+    """What is known of the classes of a set besides pictures.
+
+    Args:
+        dataset: Its name.
+        names: As prompts have them, by label.
+        template: The one that zero-shot classification uses, with ``{}`` for the name.
+        templates: Those that are averaged over; the same one where a dataset has no more.
+    """
+
+    dataset: str
+    names: list[str]
+    template: str
+    templates: list[str]
+
+
+class FewShotBatch(TypedDict):
+    """Pictures of a few-shot set: features of them where a frozen network has made them, else pixels."""
+
+    feature: NotRequired[Tensor]
+    """(B, D) float32, not normalised."""
+    image: NotRequired[Tensor]
+    """(B, 3, H, W): uint8 from the loader, float32 normalised on the device."""
+    label: Tensor
+    """(B,) int64; -1 where it is not known."""
+    readable: Tensor
+    """(B,) bool; unreadable pictures have zeros."""
+    id: list[str]
+    """The path below the dataset's folder; of one's own pictures, as given."""
+    index: Tensor
+    """(B,) int64, position in the set."""
 
 
 class Strip(TypedDict):
