@@ -106,7 +106,7 @@ class RunRecord(Callback):
             "versions": versions(),
             "seed": self.config.get("seed_everything"),
             "data_fingerprint": getattr(data, "fingerprint", None),
-            "protocol": getattr(data, "protocol", {}),
+            "protocol": getattr(data, "protocol", {}) | getattr(pl_module, "protocol", {}),
             "metrics": {k: float(v) for k, v in trainer.callback_metrics.items()},
             "counts": predictions.counts,
             "steps": trainer.global_step,

@@ -119,8 +119,8 @@ class TrainLoader(DataLoader[Any]):
 
     sampler: TrainSampler
 
-    def __init__(self, dataset: Dataset[Any], sampler: TrainSampler, batch_size: int, **options: Any) -> None:
-        super().__init__(dataset, batch_size, sampler=sampler, drop_last=True, generator=torch.Generator(), **options)
+    def __init__(self, dataset: Dataset[Any], sampler: TrainSampler, batch_size: int, drop_last: bool = True, **options: Any) -> None:
+        super().__init__(dataset, batch_size, sampler=sampler, drop_last=drop_last, generator=torch.Generator(), **options)
         self._position = {"epoch": -1, "batches": 0}
         self._resume: dict[str, int] | None = None
 

@@ -108,12 +108,16 @@ class ClassTexts:
         names: As prompts have them, by label.
         template: The one that zero-shot classification uses, with ``{}`` for the name.
         templates: Those that are averaged over; the same one where a dataset has no more.
+        places: Of the classes among all of the dataset.
+        of: How many that are.
     """
 
     dataset: str
     names: list[str]
     template: str
     templates: list[str]
+    places: list[int]
+    of: int
 
 
 class FewShotBatch(TypedDict):

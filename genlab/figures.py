@@ -274,6 +274,62 @@ def bars(table: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> 
         return _finish(figure, path)
 
 
+def accuracy_over_shots(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
+    """A panel per dataset, a line per method: mean accuracy over the number of training pictures per class, bars for its deviation.
+
+    Args:
+        rows: With ``dataset, method, shots, seed`` and ``acc`` in percent.
+        path: PNG to write.
+    """
+    datasets, methods = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("dataset", "method"))
+    columns = min(3, len(datasets))
+    lines = -(-len(datasets) // columns)
+    with _chart(3.0 * columns + 1.6, 2.6 * lines, lines, columns) as (figure, axes):
+        for ax, dataset in zip(axes, datasets):
+            for number, method in enumerate(methods):
+                own = [row for row in rows if (row["dataset"], row["method"]) == (dataset, method)]
+                shots = sorted({int(row["shots"]) for row in own})
+                values = [np.array([float(row["acc"]) for row in own if row["shots"] == count]) for count in shots]
+                color = PALETTE[number % len(PALETTE)]
+                means, deviations = [v.mean() for v in values], [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
+                ax.errorbar(shots, means, deviations, color=color, marker="o", markersize=3, linewidth=1.4, capsize=2, label=_short(method))
+            ax.set_xscale("log", base=2)
+            ax.set_xticks(shots := sorted({int(row["shots"]) for row in rows}), [str(count) for count in shots])
+            ax.set_title(_short(dataset))
+            ax.set_xlabel("shots")
+        axes[0].set_ylabel("accuracy, %")
+        for ax in axes[len(datasets) :]:
+            ax.set_visible(False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+        return _finish(figure, path)
+
+
+def reliability(
+    answers: Mapping[str, tuple[Sequence[float], Sequence[bool]]], path: Path | str | None = None, bins: int = 10
+) -> Image.Image:
+    """How often answers are right, by how sure of them a method is; on the diagonal it is as sure as it should be.
+
+    Args:
+        answers: Method -> probability of each answer, and whether it was right.
+        path: PNG to write.
+        bins: Of equal width.
+    """
+    with _chart(5.2, 3.8) as (figure, (ax,)):
+        ax.plot([0, 1], [0, 1], color="#c9ced6", linewidth=1)
+        for number, (method, (sure, right)) in enumerate(answers.items()):
+            chance, truth = np.asarray(sure, np.float64), np.asarray(right, np.float64)
+            place = np.minimum((chance * bins).astype(int), bins - 1)
+            there = [b for b in range(bins) if (place == b).any()]
+            x, y = [chance[place == b].mean() for b in there], [truth[place == b].mean() for b in there]
+            ax.plot(x, y, color=PALETTE[number % len(PALETTE)], marker="o", markersize=3, linewidth=1.4, label=_short(method))
+        ax.set_xlim(0, 1)
+        ax.set_ylim(0, 1)
+        ax.set_xlabel("probability of the answer")
+        ax.set_ylabel("share that is right")
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
+        return _finish(figure, path)
+
+
 # Frames and photographs
 
 

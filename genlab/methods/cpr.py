@@ -11,6 +11,7 @@ D: width of the common space, C: classes, B: pictures. All features have unit le
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from genlab.batches import FewShotBatch
 from genlab.errors import UserError
+from genlab.models.official_few_shot import read_text_weights
 from genlab.models.prompts import ContextPrompts, name_tokens
 from genlab.models.rectification import SCALE, Rectifier
 from genlab.models.visual_prototypes import cache_keys, class_means
@@ -108,6 +110,7 @@ class CPR(FewShotMethod):
         n_ctx: Learned context tokens. Official code: 16.
         ctx_init: Words to start the context from; left out, N(0, 0.02), as the released code.
         lambda_align: Weight of the consistency loss. Official code: 8.
+        text_weights: A ``text_weights_cupl_t.pt`` of the official repository in place of embedding the descriptions anew.
         nnr: Of the rectification measured as ``acc_nnr``: the unlabelled pictures are those of the set under test (transductive). ``null``
             leaves it out; the released code never runs it.
         new_prototypes: Visual prototypes for classes that were not trained on: ``base`` keeps those of training; ``pseudo`` takes, per
@@ -122,6 +125,7 @@ class CPR(FewShotMethod):
     more_accuracies = ("acc_nnr",)
     from_training = ("prototypes",)
     prototypes: Tensor
+    _lacks_prototypes = False
 
     def __init__(
         self,
@@ -129,6 +133,7 @@ class CPR(FewShotMethod):
         n_ctx: int = 16,
         ctx_init: str | None = None,
         lambda_align: float = 8.0,
+        text_weights: str | None = None,
         nnr: NNR | None = NNR(),
         new_prototypes: Literal["base", "fewshot", "pseudo"] = "base",
         official_shuffle: bool = False,
@@ -174,8 +179,21 @@ class CPR(FewShotMethod):
             self._texts[key] = name_tokens(self.clip, self.data.classes(name).names)
         return self.prompt_learner(self.clip, self._texts[key])
 
+    def enriched_texts(self, name: str) -> Tensor:
+        """u (C, D): of templates and descriptions of a set's classes."""
+        if self.hparams.text_weights is None:
+            return self.texts(name, "descriptions")
+        classes = self.data.classes(name)
+        return read_text_weights(Path(self.hparams.text_weights), self.clip.width, classes.of)[classes.places].to(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Official checkpoints come without visual prototypes: those of the training pictures are computed when they are needed."""
+        state = checkpoint["state_dict"]
+        self._lacks_prototypes = "prototypes" not in state
+        super().on_load_checkpoint({**checkpoint, "state_dict": {"prototypes": self.prototypes, **state}})
+
     def on_train_epoch_start(self) -> None:
-        self._texts = {"names of train": name_tokens(self.clip, self.data.classes("train").names), "u": self.texts("train", "descriptions")}
+        self._texts = {"names of train": name_tokens(self.clip, self.data.classes("train").names), "u": self.enriched_texts("train")}
 
     def training_step(self, batch: FewShotBatch, batch_idx: int) -> Tensor:
         x, t = self.unit(batch), self.text_features("train")
@@ -203,13 +221,16 @@ class CPR(FewShotMethod):
 
     def _memory(self, name: str, bank: Tensor | None) -> Tensor:
         mode = self.hparams.new_prototypes
+        if self._lacks_prototypes:
+            self.prepare()
+            self._lacks_prototypes = False
         if mode == "base" or bank is None or name in ("val", "test", "base"):
             return self.prototypes
         if mode == "fewshot":
             if name != "new":
                 raise UserError("model.new_prototypes: fewshot is for base-to-new alone; of other datasets use base or pseudo.")
             return self._visual_prototypes("new_train")
-        near = (self.texts(name, "descriptions") @ bank.T).topk(min(16, len(bank)), 1).indices
+        near = (self.enriched_texts(name) @ bank.T).topk(min(16, len(bank)), 1).indices
         return bank[near].mean(1)
 
     def scores(self, x: Tensor, prepared: Prepared, batch: FewShotBatch) -> Scores:

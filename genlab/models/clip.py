@@ -238,7 +238,7 @@ class TransformersWords:
         self.tokenizer, self.start, self.end = tokenizer, int(tokenizer.bos_token_id), int(tokenizer.eos_token_id)
 
     def __call__(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 class OpenClipWords:

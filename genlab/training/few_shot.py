@@ -209,7 +209,7 @@ class FewShotMethod(Method):
         super().on_fit_start()
         if self.data.views("train") is not None:
             self.read("train")
-        if self.trainer.ckpt_path is None:
+        if self.trainer.ckpt_path is None:  # else the checkpoint has it
             self.prepare()
 
     # Evaluation

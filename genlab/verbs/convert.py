@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from genlab.models.official_demamba import FromOfficial
 
 METHODS = ("demamba",)
+FEW_SHOT = ("cpr", "coop", "cocoop", "tip_adapter_f")  # theirs is in convert_few_shot.py
 OFFICIAL_FRAMES, OFFICIAL_IMAGE_SIZE, PRESET_ZONE_SIZE = 8, 224, 1
 NAMES = {"xclip": "X-CLIP", "clip": "CLIP"}
 HELP = """A checkpoint of the official DeMamba code, {"epoch", "model_state_dict"}, becomes one for genlab test and predict; --to official
@@ -40,8 +41,12 @@ def main(args: list[str]) -> int:
         from genlab.verbs.consolidate import main as consolidate
 
         return consolidate(args[1:])
+    if args and args[0] in FEW_SHOT:
+        from genlab.verbs import convert_few_shot
+
+        return convert_few_shot.main(args)
     parser = argparse.ArgumentParser("python -m genlab convert", description=HELP, allow_abbrev=False)
-    parser.add_argument("method", help=", ".join(METHODS))
+    parser.add_argument("method", help=", ".join([*METHODS, *FEW_SHOT]))
     parser.add_argument("file", type=Path, help="the checkpoint to read")
     parser.add_argument("--out", type=Path, required=True, help="the new file, or an existing folder to put it into")
     parser.add_argument("--to", choices=("genlab", "official"), default="genlab", help="whose format to write (default genlab)")
@@ -50,8 +55,9 @@ def main(args: list[str]) -> int:
     )
     given = parser.parse_args(args)
     if given.method not in METHODS:
-        hint = did_you_mean(given.method, [*METHODS, "consolidate"]) or "."
-        raise UserError(f"convert: there is no converter for {given.method!r}{hint} There are demamba and consolidate.")
+        known = [*METHODS, *FEW_SHOT, "consolidate"]
+        hint = did_you_mean(given.method, known) or "."
+        raise UserError(f"convert: there is no converter for {given.method!r}{hint} There are {', '.join(known)}.")
     if given.num_frames < 1:
         raise UserError(f"convert: --num_frames {given.num_frames} is too few; use 1 or more.")
     out = given.out

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from datamodules.checks import Item
 
 DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo", "inpainting": "datamodules.inpainting:Inpainting"}
+FEW_SHOT = (
+    "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc", "sun397", "dtd", "eurosat",
+    "ucf101_midframes",
+)  # fmt: skip
+DATAMODULES |= dict.fromkeys(FEW_SHOT, "datamodules.fewshot_images:FewShotImages")
 PREPARABLE = {"genvideo": "datamodules.genvideo_prepare"}
 HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
@@ -37,6 +42,7 @@ HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
 
   python -m genlab data make genvideo --root data/tiny-genvideo
   python -m genlab data prepare genvideo --root $GENLAB_DATA/GenVideo --archives downloads
+  python -m genlab data prepare descriptions --classes names.txt --out sentences.json --endpoint http://localhost:8000/v1 --model NAME
   python -m genlab data check genvideo --root $GENLAB_DATA/GenVideo --level full --out findings.csv
   python -m genlab data show genvideo --root tiny:genvideo
 
@@ -90,6 +96,10 @@ def make(args: Sequence[str]) -> int:
 
 def prepare(args: Sequence[str]) -> int:
     """Unpacks archives into the dataset's folder and extracts frames. Exit code 3 when some clips could not be had; stopped, it goes on."""
+    if args and args[0] == "descriptions":  # no dataset: what class names look like
+        from genlab.verbs import descriptions
+
+        return descriptions.main([*args[1:]])
     parser = argparse.ArgumentParser("python -m genlab data prepare", description=prepare.__doc__, allow_abbrev=False)
     parser.add_argument("dataset", help=", ".join(PREPARABLE))
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset; made when archives are unpacked into it")
@@ -279,6 +289,8 @@ def _datamodule(given: argparse.Namespace) -> Any:
     lists = {key: getattr(given, key) for key in ("train_list", "test_list") if getattr(given, key)}
     if unknown := lists.keys() - signature(f"{module}.{name}").parameters.keys():
         raise UserError(f"data: {given.dataset} takes no --{min(unknown)}.")
+    if given.dataset in FEW_SHOT:
+        lists = {"dataset": given.dataset}
     return getattr(importlib.import_module(module), name)(root=given.root, **lists)
 
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.fewshot_index import PLACES
 from datamodules.tinyworld import make
 from genlab.config import compose, shipped_experiments
 from tests.system.programs import run
+from tests.tiny_clip import tiny_clip
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -54,7 +56,17 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     captions = make("captions", folder / "captions", progress=False, pictures=16, held_out=8)
     clips = make("captioned_clips", folder / "captioned_clips", progress=False, clips=16, held_out=16)
     questions = make("questions", folder / "questions", progress=False, pictures=4, held_out=2)
+    clip, datasets = tiny_clip(folder / "clip", 32), folder / "coop"
+    for dataset, place in PLACES.items():
+        make(dataset, datasets / place.folder, progress=False, size=32, train=3, test=1, **({} if dataset == "imagenet" else {"val": 1}))
     return {
+        "datamodules.fewshot_images.FewShotImages": [
+            f"--data.root={datasets}",
+            f"--model.backbone={clip}",
+            "--data.image_size=32",
+            "--data.shots=2",
+            "--data.views=2",
+        ],
         "datamodules.genvideo.GenVideo": [f"--data.root={tiny_genvideo}", "--data.val_fraction=0.3"],
         "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}"],
         "datamodules.captioned_videos.CaptionedVideos": [f"--data.root={clips}"],
