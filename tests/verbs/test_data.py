@@ -54,7 +54,7 @@ def test_make_takes_the_options_of_the_writer(whole: Path, tmp_path: Path) -> No
         (["make", "genvid", "--root", "x"], "did you mean 'genvideo'"),
         (["make", "genvideo", "--root", "x", "--trian_clips", "3"], "did you mean '--train_clips'"),
         (["chekc", "genvideo"], "did you mean 'check'"),
-        (["check", "dtd", "--root", "x"], "not for dtd yet"),
+        (["check", "captions", "--root", "x"], "not for captions yet"),
         (["check", "genvideo", "--root", "x", "--out", "x.txt"], ".json or .csv"),
         (["check", "genvideo", "--root", "x", "--workers", "-1"], "--workers -1"),
         (["show", "genvideo", "--root", "x", "--per", "0"], "--per 0"),

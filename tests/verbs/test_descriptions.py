@@ -28,7 +28,7 @@ class Answers(BaseHTTPRequestHandler):
             return self.say(404, {"error": "no such model"})
         if len(self.server.asked) == 1:  # type: ignore[attr-defined]
             return self.say(429, {})
-        text = f"1. **Asked**: {asked['messages'][0]['content']} It was seed {asked['seed']}.\n- ok"
+        text = f"1. **Asked**: {asked['messages'][0]['content']} It was asked with seed {asked['seed']}.\n- ok"
         self.say(200, {"choices": [{"message": {"content": text}}]})
 
     def say(self, code: int, content: dict[str, Any]) -> None:
@@ -74,7 +74,7 @@ def test_classes_are_described_once(server: ThreadingHTTPServer, tmp_path: Path)
     assert main([*words, "--answers", "1"]) == 0
     found = json.loads(out.read_text())
     assert list(found) == ["owl", "sea or lake"] or list(found) == ["sea or lake", "owl"]
-    assert "Asked: Describe what a sea or lake, a type of place looks like." in found["sea or lake"] and "It was seed 0." in found["owl"]
+    assert "Asked: Describe what a sea or lake, a type of place looks like." in found["sea or lake"] and "It was asked with seed 0." in found["owl"]
     asked = len(server.asked)
     assert asked == 2 * 5 + 1, "the busy server was asked again"
     found["owl"] = ["By hand."]
