@@ -388,7 +388,7 @@ class FewShotImages(SplitData):
         if source is None:
             return [[] for _ in own.names]
         if source == "cupl" and not own.dataset:
-            raise UserError("data.descriptions: CuPL does not describe classes of your own; give a JSON file of sentences, or null for none.")
+            raise UserError("data.descriptions: CuPL does not know classes of your own; give a JSON file of sentences, or null for none.")
         if source == "cupl":
             return read_sentences(self.root_of(own.dataset), own.dataset, own.names)
         return sentences_of(Path(source), own.names)

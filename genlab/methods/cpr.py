@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from genlab.batches import FewShotBatch
 from genlab.errors import UserError
 from genlab.models.official_few_shot import read_text_weights
-from genlab.models.prompts import ContextPrompts, name_tokens
+from genlab.models.prompts import ContextPrompts, NameTokens, name_tokens
 from genlab.models.rectification import SCALE, Rectifier
 from genlab.models.visual_prototypes import cache_keys, class_means
 from genlab.training.few_shot import FewShotMethod, Scores
@@ -172,13 +172,6 @@ class CPR(FewShotMethod):
         keys = cache_keys(self.read(name), scramble=self.hparams.official_shuffle)
         return class_means(keys, self.data.labels(name), len(self.data.classes(name).names)).to(self.device)
 
-    def text_features(self, name: str) -> Tensor:
-        """(C, D) of the learned prompts with the names of a set's classes."""
-        key = f"names of {name}"
-        if key not in self._texts:
-            self._texts[key] = name_tokens(self.clip, self.data.classes(name).names)
-        return self.prompt_learner(self.clip, self._texts[key])
-
     def enriched_texts(self, name: str) -> Tensor:
         """u (C, D): of templates and descriptions of a set's classes."""
         if self.hparams.text_weights is None:
@@ -192,14 +185,15 @@ class CPR(FewShotMethod):
         self._lacks_prototypes = "prototypes" not in state
         super().on_load_checkpoint({**checkpoint, "state_dict": {"prototypes": self.prototypes, **state}})
 
-    def on_train_epoch_start(self) -> None:
-        self._texts = {"names of train": name_tokens(self.clip, self.data.classes("train").names), "u": self.enriched_texts("train")}
+    def prepare_texts(self) -> tuple[NameTokens, Tensor]:
+        return name_tokens(self.clip, self.data.classes("train").names), self.enriched_texts("train")
 
     def training_step(self, batch: FewShotBatch, batch_idx: int) -> Tensor:
-        x, t = self.unit(batch), self.text_features("train")
+        names, u = self.train_texts()
+        x, t = self.unit(batch), self.prompt_learner(self.clip, names)
         r = self.adapter(x, self.prototypes, t)
         ce = F.cross_entropy(conditional_logits(x, t, r), batch["label"])
-        consistency = consistency_loss(t, r, self._texts["u"])
+        consistency = consistency_loss(t, r, u)
         loss = ce + self.hparams.lambda_align * consistency
         self.log("train/residual_length", r.detach().norm(dim=-1).mean())
         return self.log_losses({"loss": loss, "ce": ce, "consistency": consistency}, batch_size=len(x))
@@ -214,7 +208,7 @@ class CPR(FewShotMethod):
     # Evaluation
 
     def prepare_set(self, name: str) -> Prepared:
-        t = self.text_features(name)
+        t = self.prompt_learner(self.clip, name_tokens(self.clip, self.data.classes(name).names))
         bank = F.normalize(self._features[name].float(), dim=-1).to(t.device) if name in self._features else None
         rectifier = None if bank is None or self.nnr is None else Rectifier(t, bank, self.nnr.k, self.nnr.alpha)
         return Prepared(t, self._memory(name, bank), rectifier)

@@ -98,6 +98,7 @@ class FewShotMethod(Method):
         self.metrics = nn.ModuleDict()
         self._features: dict[str, Tensor] = {}
         self._texts: dict[str, Any] = {}
+        self._train_texts: Any = None
         self._weights = ""
 
     # For subclasses
@@ -107,6 +108,9 @@ class FewShotMethod(Method):
 
     def prepare(self) -> None:
         """Fills what needs the training pictures' features; before a fit."""
+
+    def prepare_texts(self) -> Any:
+        """What training needs of the texts of its classes: whatever does not change in training."""
 
     def prepare_set(self, name: str) -> Any:
         """What the texts of a set's classes are turned into, once per evaluation."""
@@ -237,6 +241,13 @@ class FewShotMethod(Method):
 
     def predict_step(self, batch: FewShotBatch, batch_idx: int) -> Evaluated:
         return self._evaluate(batch, "predict", "predict", True)
+
+    def train_texts(self) -> Any:
+        """`prepare_texts`, once. Not in a hook: a run that is resumed within an epoch does not start one."""
+        if self._train_texts is None:
+            with torch.no_grad():
+                self._train_texts = self.prepare_texts()
+        return self._train_texts
 
     def prepared(self, name: str) -> Any:
         """`prepare_set`, once per evaluation."""

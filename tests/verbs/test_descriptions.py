@@ -74,7 +74,8 @@ def test_classes_are_described_once(server: ThreadingHTTPServer, tmp_path: Path)
     assert main([*words, "--answers", "1"]) == 0
     found = json.loads(out.read_text())
     assert list(found) == ["owl", "sea or lake"] or list(found) == ["sea or lake", "owl"]
-    assert "Asked: Describe what a sea or lake, a type of place looks like." in found["sea or lake"] and "It was asked with seed 0." in found["owl"]
+    assert "It was asked with seed 0." in found["owl"]
+    assert "Asked: Describe what a sea or lake, a type of place looks like." in found["sea or lake"]
     asked = len(server.asked)
     assert asked == 2 * 5 + 1, "the busy server was asked again"
     found["owl"] = ["By hand."]

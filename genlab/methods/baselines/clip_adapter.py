@@ -69,11 +69,11 @@ class CLIPAdapter(FewShotMethod):
     def _logits(self, x: Tensor, texts: Tensor) -> Tensor:
         return SCALE * mixed(x, self.adapter(x), self.hparams.ratio) @ texts.T
 
-    def on_train_epoch_start(self) -> None:
-        self._texts["train"] = self.texts("train", self.hparams.text)
+    def prepare_texts(self) -> Tensor:
+        return self.texts("train", self.hparams.text)
 
     def training_step(self, batch: FewShotBatch, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self._logits(self.unit(batch), self._texts["train"]), batch["label"])
+        loss = F.cross_entropy(self._logits(self.unit(batch), self.train_texts()), batch["label"])
         return self.log_losses({"loss": loss}, batch_size=len(batch["label"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:

@@ -52,7 +52,7 @@ class CoCoOp(LearnedPrompts):
         self.meta_net = MetaNet(self.clip.width, self.clip.text_width)
 
     def training_step(self, batch: FewShotBatch, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.conditional_logits(self.unit(batch), self._texts["names"]), batch["label"])
+        loss = F.cross_entropy(self.conditional_logits(self.unit(batch), self.train_texts()), batch["label"])
         return self.log_losses({"loss": loss}, batch_size=len(batch["label"]))
 
     def conditional_logits(self, x: Tensor, names: NameTokens) -> Tensor:

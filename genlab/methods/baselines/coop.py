@@ -41,8 +41,8 @@ class LearnedPrompts(FewShotMethod):
         """Tokens of the names of a set's classes."""
         return name_tokens(self.clip, self.data.classes(name).names)
 
-    def on_train_epoch_start(self) -> None:
-        self._texts["names"] = self.names("train")
+    def prepare_texts(self) -> NameTokens:
+        return self.names("train")
 
     def logits(self, x: Tensor, t: Tensor) -> Tensor:
         """(B, D), (C, D) -> (B, C)."""
@@ -88,7 +88,7 @@ class CoOp(LearnedPrompts):
         self.make_prompts(self.train_classes() if self.hparams.class_specific else None, self.hparams.position)
 
     def training_step(self, batch: FewShotBatch, batch_idx: int) -> Tensor:
-        logits = self.logits(self.unit(batch), self.prompt_learner(self.clip, self._texts["names"]))
+        logits = self.logits(self.unit(batch), self.prompt_learner(self.clip, self.train_texts()))
         loss = F.cross_entropy(logits, batch["label"])
         return self.log_losses({"loss": loss}, batch_size=len(logits))
 

@@ -134,8 +134,11 @@ class PictureCache(FewShotMethod):
         return texts
 
     def scores(self, x: Tensor, prepared: Tensor, batch: FewShotBatch) -> Scores:
-        beta, alpha = self._found
-        return Scores(SCALE * x @ prepared.T + alpha * cache_logits(x, self.keys, self.values, beta))
+        return Scores(self.logits(x, prepared, *self._found))
+
+    def logits(self, x: Tensor, texts: Tensor, beta: float, alpha: float) -> Tensor:
+        """(B, D), (C, D) -> (B, C)."""
+        return SCALE * x @ texts.T + alpha * cache_logits(x, self.keys, self.values, beta)
 
 
 class TipAdapter(PictureCache):
@@ -203,11 +206,11 @@ class TipAdapterF(PictureCache):
         with torch.no_grad():
             super().prepare()
 
-    def on_train_epoch_start(self) -> None:
-        self._texts["train"], self._found = self._texts_of("train"), self._start_values()
+    def prepare_texts(self) -> Tensor:
+        return self._texts_of("train")
 
     def training_step(self, batch: FewShotBatch, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self.scores(self.unit(batch), self._texts["train"], batch).logits, batch["label"])
+        loss = F.cross_entropy(self.logits(self.unit(batch), self.train_texts(), *self._start_values()), batch["label"])
         return self.log_losses({"loss": loss}, batch_size=len(batch["label"]))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
