@@ -34,8 +34,8 @@ def features(queries: int, bank: int, classes: int, width: int) -> tuple[Tensor,
     torch.manual_seed(0)
     cone, text_cone, centres = torch.randn(width), torch.randn(width), torch.randn(classes, width)
     label = torch.randint(0, classes, (bank,))
-    pictures = F.normalize(cone + 0.55 * centres[label] + 0.7 * torch.randn(bank, width), dim=-1)
-    t = F.normalize(text_cone + 0.25 * cone + 0.35 * centres + 0.3 * torch.randn(classes, width), dim=-1)
+    pictures = F.normalize(cone + 0.25 * centres[label] + 0.8 * torch.randn(bank, width), dim=-1)
+    t = F.normalize(text_cone + 0.25 * cone + 0.2 * centres + 0.3 * torch.randn(classes, width), dim=-1)
     x = pictures[:queries]
     r = 0.2 * x + 0.1 * F.normalize(torch.randn(queries, width), dim=-1)
     return x, pictures, t, r

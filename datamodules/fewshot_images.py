@@ -111,7 +111,7 @@ def random_crop(picture: Image.Image, size: int, scale: Sequence[float], rng: np
     """
     width, height = picture.size
     for _ in range(10):
-        area = width * height * rng.uniform(*scale)
+        area = width * height * rng.uniform(scale[0], scale[1])
         ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:

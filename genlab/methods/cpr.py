@@ -122,7 +122,7 @@ class CPR(FewShotMethod):
         weight_decay: Of AdamW.
     """
 
-    more_accuracies = ("acc_nnr",)
+    more_accuracies: tuple[str, ...] = ("acc_nnr",)
     from_training = ("prototypes",)
     prototypes: Tensor
     _lacks_prototypes = False

@@ -190,7 +190,7 @@ class ClipBackbone(nn.Module):
         parts: list[Tensor] = []
         for some, at in chunks:
             if len(chunks) > 1 and torch.is_grad_enabled():
-                parts.append(cast(Tensor, checkpoint(_through, tower, some, at, known, versions, before, use_reentrant=False)))
+                parts.append(checkpoint(_through, tower, some, at, known, versions, before, use_reentrant=False))
             else:
                 parts.append(_through(tower, some, at, known, versions, before))
         return torch.cat(parts, 1)
@@ -231,6 +231,14 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
+def _three_projections(attention: Any) -> Callable[[Tensor], Sequence[Tensor]]:
+    return lambda x: (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
+
+
+def _one_projection(attention: Any) -> Callable[[Tensor], Sequence[Tensor]]:
+    return lambda x: F.linear(x, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+
+
 class TransformersWords:
     """Tokenizer of a folder in Hugging Face's format."""
 
@@ -266,7 +274,7 @@ class TransformersClip(ClipBackbone):
                 "the same in both; mend hidden_act in config.json."
             )
         self.model, self.heads = model, int(text.num_attention_heads)
-        self.width, self.text_width = int(model.config.projection_dim), int(text.hidden_size)
+        self.width, self.text_width = int(cast(Any, model.config).projection_dim), int(text.hidden_size)
         self.context_length, self.image_size = int(text.max_position_embeddings), int(vision.image_size)
 
     def encode_image(self, pixels: Tensor) -> Tensor:
@@ -280,7 +288,7 @@ class TransformersClip(ClipBackbone):
         blocks = [
             TextBlock(
                 layer.layer_norm1,
-                lambda x, a=layer.self_attn: (a.q_proj(x), a.k_proj(x), a.v_proj(x)),
+                _three_projections(layer.self_attn),
                 layer.self_attn.out_proj,
                 layer.layer_norm2,
                 layer.mlp,
@@ -315,7 +323,7 @@ class OpenClip(ClipBackbone):
         blocks = [
             TextBlock(
                 block.ln_1,
-                lambda x, a=block.attn: F.linear(x, a.in_proj_weight, a.in_proj_bias).chunk(3, -1),
+                _one_projection(block.attn),
                 block.attn.out_proj,
                 block.ln_2,
                 block.mlp,
