@@ -69,7 +69,7 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "--data.views=2",
         ],
         "datamodules.genvideo.GenVideo": [f"--data.root={tiny_genvideo}", "--data.val_fraction=0.3"],
-        "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}"],
+        "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}", "--data.select=null"],
         "datamodules.captioned_videos.CaptionedVideos": [f"--data.root={clips}"],
         "datamodules.visual_questions.VisualQuestions": [f"--data.root={questions}"],
     }

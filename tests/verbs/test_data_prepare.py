@@ -77,7 +77,7 @@ def test_mistakes_are_told_before_anything_is_done(downloads: Path, tmp_path: Pa
         prepare("--root", tmp_path / "set")
     with pytest.raises(UserError, match="--workers -1"):
         main(["prepare", "genvideo", "--root", "x", "--archives", "y", "--workers", "-1"])
-    with pytest.raises(UserError, match="not there yet"):
+    with pytest.raises(UserError, match="not for dtd yet"):
         main(["prepare", "dtd", "--root", "x"])
     with pytest.raises(MissingPath, match="nowhere is not a folder"):
         prepare("--root", tmp_path / "set", "--archives", tmp_path / "nowhere")
