@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 from datamodules.checks import Item
 from datamodules.images import open_picture
+from datamodules.listfiles import raise_all, read_text
 from datamodules.sniffing import pictures_below
 from genlab.errors import MissingPath, UserError
 
@@ -81,7 +82,7 @@ def read_grounding(path: Path) -> list[Grounded]:
     """
     found: list[Grounded] = []
     wrong: list[str] = []
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -89,7 +90,7 @@ def read_grounding(path: Path) -> list[Grounded]:
         except (ValueError, TypeError, KeyError) as error:  # JSONDecodeError is a ValueError
             why = f"there is no {error}" if isinstance(error, KeyError) else str(error)
             wrong.append(f"{path}:{number}: {why}")
-    _raise(wrong)
+    raise_all(wrong, NAMED)
     if not found:
         raise UserError(f"{path} is empty; it needs a line per picture.")
     return found
@@ -144,7 +145,7 @@ def read_table(path: Path, root: Path) -> list[Item]:
         MissingPath: There is no such file.
         UserError: No such columns, or lines that are not as they should be.
     """
-    rows = csv.DictReader(_text(path).splitlines(keepends=True))
+    rows = csv.DictReader(read_text(path).splitlines(keepends=True))
     columns = set(rows.fieldnames or ())
     if not {"path", "label"} <= columns:
         raise UserError(f"{path}:1: columns are {', '.join(rows.fieldnames or ()) or 'missing'}; a list has path and label.")
@@ -161,7 +162,7 @@ def read_table(path: Path, root: Path) -> list[Item]:
             label = 1 - label
         group = (row.get("generator") or "").strip() or ("fake" if label else "real")
         found.append(DefakeItem(name, root / name, label, group, (row.get("split") or "all").strip()))
-    _raise(wrong)
+    raise_all(wrong, NAMED)
     if not found:
         raise UserError(f"{path} is empty; it needs a line per picture.")
     return found
@@ -285,17 +286,3 @@ def note(item: Item) -> str:
     """File name, and what is wrong with it."""
     refs = ", ".join(region.ref for region in item.regions) if isinstance(item, DefakeItem) else ""
     return f"{item.path.name} {refs}".strip()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingPath(f"{path} is not there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}).") from error
-
-
-def _raise(wrong: list[str]) -> None:
-    if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))

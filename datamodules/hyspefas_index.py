@@ -19,13 +19,13 @@ import numpy as np
 from PIL import Image
 
 from datamodules.checks import Item
+from datamodules.listfiles import raise_all, read_text
 from genlab.errors import MissingPath, UserError
 
 LIVE, ATTACK, UNLABELLED = 1, 0, -1
 SPLITS = ("train", "val", "test")
 PROTOCOLS = (1, 2, 3)
 TYPES = {"real": "live", "2d": "print", "3d": "mask", "photo": "print", "paper": "print"}  # what lists and folders call them -> here
-NAMED = 5  # problems in a message
 KEY = "var"  # of a cube in its file
 EXPECTED = (
     "the challenge's HySpeFAS_trainval/train.txt with images/0001.mat, 0001.png ... (or train.csv, train_all_balance.csv), "
@@ -92,7 +92,7 @@ def read_list(path: Path) -> list[Listed]:
         MissingPath: There is no such list.
         UserError: Lines that are of none of these forms, or an empty list.
     """
-    lines = _text(path).splitlines()
+    lines = read_text(path).splitlines()
     header = [part.strip().lower() for part in lines[0].split(",")] if lines else []
     rows: list[Listed] = []
     wrong: list[str] = []
@@ -114,7 +114,7 @@ def read_list(path: Path) -> list[Listed]:
                 rows.append(listed)
     if not rows and not wrong:
         wrong.append(f"{path} is empty; it needs a line per image.")
-    _raise(wrong)
+    raise_all(wrong)
     return rows
 
 
@@ -137,7 +137,7 @@ def _parse(line: str) -> Listed | None:
 
 def read_types(path: Path) -> dict[str, str]:
     """``image,type`` -> type by the stem of the image's name; the full dataset's words for them become ``live``, ``print`` and ``mask``."""
-    rows = csv.DictReader(_text(path).splitlines())
+    rows = csv.DictReader(read_text(path).splitlines())
     if not {"image", "type"} <= set(rows.fieldnames or ()):
         raise UserError(f"{path}:1: columns are {', '.join(rows.fieldnames or ()) or 'missing'}; a list of types has image,type.")
     types: dict[str, str] = {}
@@ -268,7 +268,7 @@ def _full_samples(root: Path, path: Path, places: Mapping[str, list[Path]]) -> l
         )  # fmt: skip
         known = samples.get(row.name)
         samples[row.name] = sample if known is None else replace(known, repeats=known.repeats + 1)
-    _raise(wrong)
+    raise_all(wrong)
     return list(samples.values())
 
 
@@ -360,17 +360,3 @@ def _stem(name: str) -> str:
 
 def _slashes(name: str) -> str:
     return name.strip().replace("\\", "/")
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise MissingPath(f"{path} is not there.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as text ({error}).") from error
-
-
-def _raise(wrong: Sequence[str]) -> None:
-    if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))

@@ -38,10 +38,10 @@ def read_json(path: Path, advice: str = "") -> Any:
         raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from error
 
 
-def raise_all(wrong: Sequence[str]) -> None:
-    """Raises a UserError with a line for each of the first few things that are wrong; none, no error."""
+def raise_all(wrong: Sequence[str], named: int = NAMED) -> None:
+    """Raises a UserError with a line for each of the first ``named`` things that are wrong; none, no error."""
     if wrong:
-        raise UserError("\n".join([*wrong[:NAMED], *([f"... and {len(wrong) - NAMED} more."] if len(wrong) > NAMED else [])]))
+        raise UserError("\n".join([*wrong[:named], *([f"... and {len(wrong) - named} more."] if len(wrong) > named else [])]))
 
 
 def some(names: Sequence[str]) -> str:
