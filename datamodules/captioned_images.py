@@ -16,6 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.captioned_index import Captioned, read_split, splits_of
+from datamodules.images import open_picture
 from datamodules.loading import SplitData
 from datamodules.processes import core_count
 from datamodules.sampling import Draw, GroupSampler, TrainLoader, TrainSampler
@@ -99,9 +100,8 @@ def read_picture(path: Path, size: int) -> Pixels:
         UserError: It cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+        picture = open_picture(path)
+    except OSError as error:
         raise UserError(f"data.root: {path} cannot be read as a picture ({error}). Bring it again, or drop its line.") from error
     return to_square(picture, size)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.captioned_images import FlipAndShift, Pixels
+from datamodules.images import open_picture
 from datamodules.loading import SplitData
 from datamodules.questions_index import Questioned, read_split, splits_of
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
@@ -73,9 +74,8 @@ def read_whole(path: Path, max_side: int) -> Pixels:
         UserError: It cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
+        picture = open_picture(path)
+    except OSError as error:
         raise UserError(f"data.root: {path} cannot be read as a picture ({error}). Bring it again, or drop its lines.") from error
     picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1))
