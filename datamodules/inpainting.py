@@ -11,6 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -222,7 +223,8 @@ class Inpainting(L.LightningDataModule):
             order = keyed_rng("subset", h.subset_seed).permutation(len(chosen))[: h.n_images]
             chosen = [chosen[i] for i in sorted(order)]
         self.dataset = InpaintingDataset(chosen, h.size, self.holes, h.invert_masks, h.max_hole)
-        log.info("%s: %d pictures, %d with a mask of their own", stage, len(chosen), sum(item.mask is not None for _, item in chosen))
+        own = sum(item.mask is not None for _, item in chosen)
+        log.info("%s: %d pictures, %d with a mask of their own", TrainerFn(stage).value, len(chosen), own)
 
     def items(self) -> list[Any]:
         """Every picture, once for each of its holes, readable or not."""
