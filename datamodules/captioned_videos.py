@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datamodules.captioned_images import CaptionedImages, FlipAndShift, Pixels, to_square
+from datamodules.captioned_images import Augmentation, CaptionedImages, FlipAndShift, Pixels, to_square
 from datamodules.video import UnreadableVideo, even_frames, open_video
 from genlab.errors import UserError
 
@@ -87,8 +87,8 @@ class CaptionedVideos(CaptionedImages):
         if num_frames < 1:
             raise UserError(f"data.num_frames: {num_frames} is too small; use 1 or more.")
 
-    def augmentation(self) -> FlipAndShift:
-        return FlipAndShift(0.0, self.hparams.shift)
+    def augmentation(self) -> Augmentation:
+        return Augmentation(FlipAndShift(0.0, self.hparams.shift))
 
     def read_file(self, path: Path) -> Pixels:
         return read_clip(path, self.hparams.num_frames, self.hparams.image_size)

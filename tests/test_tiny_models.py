@@ -14,7 +14,7 @@ from genlab.files import read_json
 from genlab.verbs.weights import TINY_MODELS, reaches, recipe_hash, run_folder
 
 SHIPPED = sorted(name for name in TINY_MODELS if (genlab.weights.TINY_MODELS / name).is_dir())
-MEGABYTES = {"clip": 2.7, "judge": 0.4, "viclip": 1.8, "vae": 0.9, "sd": 4.5, "inpaint": 1.6, "vlm": 0.7}
+MEGABYTES = {"clip": 2.7, "judge": 0.4, "viclip": 1.8, "vae": 0.9, "sd": 4.5, "inpaint_vae": 0.3, "inpaint": 1.5, "vlm": 0.7}
 SEED = 1  # of data that no recipe trains on
 HELD_OUT = {  # of each dataset, few but all classes; some splits of 100, so that retrieval is among a hundred
     "captions": {"pictures": 240, "held_out": 400},

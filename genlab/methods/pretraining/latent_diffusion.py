@@ -48,9 +48,17 @@ if TYPE_CHECKING:
 
 
 def fresh_unet(
-    channels: list[int], layers: int, heads: int, groups: int, latent_channels: int, extra_channels: int, text_width: int, size: int
+    channels: list[int],
+    layers: int,
+    heads: int,
+    groups: int,
+    latent_channels: int,
+    extra_channels: int,
+    text_width: int,
+    size: int,
+    plain_levels: int = 0,
 ) -> UNet2DConditionModel:
-    """A UNet with attention to text on every level.
+    """A UNet with attention to text on every level but the first ``plain_levels``.
 
     Args:
         channels: Width of each level, from the latents' own size down; each but the last one halves it.
@@ -69,8 +77,8 @@ def fresh_unet(
         in_channels=latent_channels + extra_channels,
         out_channels=latent_channels,
         block_out_channels=tuple(channels),
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
+        down_block_types=("DownBlock2D",) * plain_levels + ("CrossAttnDownBlock2D",) * (len(channels) - plain_levels),
+        up_block_types=("CrossAttnUpBlock2D",) * (len(channels) - plain_levels) + ("UpBlock2D",) * plain_levels,
         layers_per_block=layers,
         attention_head_dim=heads,  # the number of heads, whatever diffusers calls it
         norm_num_groups=groups,
@@ -150,6 +158,7 @@ class LatentDiffusion(Pretraining):
         layers: Blocks per level.
         heads: Of each attention.
         groups: Of the group norms.
+        plain_levels: First levels of the UNet that have no attention.
         image_size: Side of the pictures in pixels, for the pipeline's default.
         inpainting: Also show the network which part of the picture is missing, and the rest of it. A ``weights`` without these inputs
             gets them, with zero weights, so that it starts as what it was.
@@ -190,6 +199,7 @@ class LatentDiffusion(Pretraining):
         layers: int = 1,
         heads: int = 4,
         groups: int = 8,
+        plain_levels: int = 0,
         image_size: int = 64,
         inpainting: bool = False,
         prediction: Literal["epsilon", "v_prediction"] = "v_prediction",
@@ -248,7 +258,15 @@ class LatentDiffusion(Pretraining):
             size = settings.image_size // 2 ** (len(self.vae.config.block_out_channels) - 1)
             width = self.text_encoder.config.hidden_size
             unet = fresh_unet(
-                settings.channels or [64, 64], settings.layers, settings.heads, settings.groups, latent_channels, extra, width, size
+                settings.channels or [64, 64],
+                settings.layers,
+                settings.heads,
+                settings.groups,
+                latent_channels,
+                extra,
+                width,
+                size,
+                settings.plain_levels,
             )
             self.scheduler = stable_diffusion_scheduler(settings.prediction)
         else:
