@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.diffusion.components import decode_latents, encode_image, encode_text, pipeline_options
-from genlab.diffusion.sampling import sample_latents
+from genlab.diffusion.components import pipeline_options
 from genlab.errors import MissingPath, UserError
 from genlab.files import fingerprint
 from genlab.models.inpainters import Inpainter, generators
@@ -112,10 +111,6 @@ def run_pipeline(
     if size != (height, width):
         resized = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         hidden = F.interpolate(holes, size, mode="nearest-exact")
-    if wide_latents(pipeline):
-        if strength != 1:
-            raise UserError(f"Diffusers: {strength=}; a pipeline whose latents have not 4 channels starts from pure noise, strength 1.")
-        return _original_size(fill_latents(pipeline, resized, hidden, prompts, seeds, steps, guidance), (height, width))
     result = pipeline(
         prompt=prompts,
         image=resized,
@@ -139,38 +134,3 @@ def _original_size(filled: Tensor, size: tuple[int, int]) -> Tensor:
     if filled.shape[-2:] != size:
         filled = F.interpolate(filled, size, mode="bilinear", antialias=True, align_corners=False)
     return filled.clamp(0, 1)
-
-
-def wide_latents(pipeline: Any) -> bool:
-    """Whether a UNet sees latents, hole and masked picture, but of other than 4 channels, such as ``tiny:inpaint``'s 16."""
-    unet, vae = getattr(pipeline, "unet", None), getattr(pipeline, "vae", None)
-    if unet is None or vae is None:
-        return False
-    channels = int(vae.config.latent_channels)
-    return channels != 4 and int(unet.config.in_channels) == 2 * channels + 1
-
-
-@torch.no_grad()
-def fill_latents(pipeline: Any, images: Tensor, holes: Tensor, prompts: list[str], seeds: list[int], steps: int, guidance: float) -> Tensor:
-    """What ``StableDiffusionInpaintPipeline`` does at strength 1, for latents of any number of channels: its own call insists on 4.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-        holes: (B, 1, H, W), 1 where something is missing.
-
-    Returns:
-        (B, 3, H, W) in [0, 1]; outside of the holes decoded as well.
-    """
-    vae, unet = pipeline.vae, pipeline.unet
-    images, holes = images.to(unet.device, unet.dtype), holes.to(unet.device, unet.dtype)
-    mean, std = encode_image(vae, torch.where(holes < 0.5, images, 0.5))
-    drawn = [[torch.randn(mean.shape[1:], generator=each) for _ in range(2)] for each in generators(seeds)]  # first noise, then q(z|x)
-    noise, posterior = (torch.stack(each).to(mean) for each in zip(*drawn))
-    seen = torch.cat([F.interpolate(holes, mean.shape[-2:]), mean + std * posterior], 1)
-
-    def denoise(noised: Tensor, timesteps: Tensor, states: Tensor) -> Tensor:
-        shown = seen if len(seen) == len(noised) else torch.cat([seen, seen])  # guidance doubles the batch
-        return unet(torch.cat([noised, shown], 1), timesteps, states).sample
-
-    text, empty = (encode_text(pipeline.tokenizer, pipeline.text_encoder, each) for each in (prompts, [""]))
-    return decode_latents(vae, sample_latents(denoise, pipeline.scheduler, noise, text, empty, steps, guidance))
