@@ -130,6 +130,9 @@ class RunRecord(Callback):
             print("\n" + console_table(table, f"{title}, {name}"))
         if stage == "predict":
             print(console_table([{k: row[k] for k in row if k != "label"} for row in rows[:50]], title))
+        if stage != "fit":
+            for name, content in getattr(pl_module, "run_files", lambda _: {})(rows).items():
+                write_bytes(self.folder.path / name, content)
         unread = results["counts"].get("n_expected", 0) - results["counts"].get("n_scored", 0)
         if unread:
             print(f"{unread} of {results['counts']['n_expected']} samples could not be read; they are in predictions.csv without a score.")
@@ -184,7 +187,7 @@ def write_report(
         report.picture(figures.score_histogram(*columns, threshold, path=folder.media / "scores.png"), "Scores per set")
         report.picture(figures.roc_pr(*columns, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
     logged = read_csv(folder.path / "metrics.csv") if results["stage"] == "fit" and (folder.path / "metrics.csv").is_file() else []
-    if logged and any(name.startswith(("train/", "val/")) for name in logged[0]):
+    if figures.curve_groups(logged)[1]:  # a short run may have logged nothing
         report.picture(figures.curves(logged, path=folder.media / "curves.png"), "Training")
     made = ("scores.png", "roc_pr.png", "curves.png")
     pictures = sorted(p for p in folder.media.glob("*.png") if p.name not in made) if folder.media.is_dir() else []

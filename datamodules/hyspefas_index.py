@@ -305,6 +305,11 @@ def load_cube(path: Path, key: str = KEY) -> np.ndarray:
     return np.ascontiguousarray(content[key], dtype=np.float32)
 
 
+def is_full(root: Path) -> bool:
+    """Whether a folder holds the full dataset, not the challenge's."""
+    return _full_list(root, "train_p1.txt") is not None
+
+
 def items(root: Path, dataset: str) -> list[Item]:
     """Every sample of every split; of the full dataset those of protocol 1.
 
@@ -313,8 +318,7 @@ def items(root: Path, dataset: str) -> list[Item]:
     """
     if not root.is_dir():
         raise MissingPath(f"data.root: {root} is not a folder. Expected {EXPECTED}.")
-    full = _full_list(root, "train_p1.txt") is not None
-    found = read_full(root) if full else read_challenge(root)
+    found = read_full(root) if is_full(root) else read_challenge(root)
     return [
         Item(sample.cube.relative_to(root).as_posix(), sample.cube, sample.label, sample.type or "without label", split)
         for split, samples in found.items()

@@ -89,6 +89,37 @@ class GroupSampler(TrainSampler):
         return shuffled[np.argsort(place, kind="stable")]
 
 
+class RepeatedSampler(TrainSampler):
+    """Some samples several times an epoch, all shuffled together; a sample that comes again counts up its ``occurrence``.
+
+    Args:
+        times: (N,) int, how often each sample comes; with ``weighted``, weights of N draws with replacement.
+        seed, rank, world_size: As of :class:`TrainSampler`.
+        weighted: See ``times``.
+    """
+
+    def __init__(self, times: np.ndarray, seed: int, rank: int = 0, world_size: int = 1, weighted: bool = False) -> None:
+        super().__init__(None, len(times) if weighted else int(times.sum()), seed, rank, world_size)
+        self.times, self.weighted = times, weighted
+
+    def order(self) -> np.ndarray:
+        rng = keyed_rng(self.seed, "train order", self.epoch)
+        if self.weighted:
+            return rng.choice(len(self.times), len(self.times), p=self.times / self.times.sum())
+        return rng.permutation(np.repeat(np.arange(len(self.times)), self.times))
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = self.order()
+        seen = np.zeros(len(self.times), np.int64)
+        occurrences = np.empty(len(order), np.int64)
+        for place, index in enumerate(order):
+            occurrences[place] = seen[index]
+            seen[index] += 1
+        mine = slice(self.rank, len(self) * self.world_size, self.world_size)
+        draws = zip(order[mine].tolist()[self.start :], occurrences[mine].tolist()[self.start :])
+        return (Draw(index, self.epoch, occurrence) for index, occurrence in draws)
+
+
 class EvalSampler(Sampler[Draw]):
     """Every sample exactly once over all ranks, none twice: ranks may differ by one sample.
 

@@ -137,6 +137,30 @@ class FewShotBatch(TypedDict):
     """(B,) int64, position in the set."""
 
 
+class SpectralBatch(TypedDict):
+    """Faces in colour and spectral channels. Label 1 = live."""
+
+    image: Tensor
+    """(B, C, H, W) float32 as stored, colours in [0, 1]; the method normalises. Unreadable ones are zero."""
+    shown: Tensor
+    """(B, 3, H, W) uint8 RGB, to look at; empty (B, 0) in training."""
+    label: Tensor
+    """(B,) int64, 1 = live, 0 = attack, -1 = unknown."""
+    type: list[str]
+    """``live``, ``print``, ``mask`` ..., or as the lists say."""
+    factor: Tensor
+    """(B,) float32, weight of the sample in the loss; 1 unless the datamodule re-balances so."""
+    id: list[str]
+    index: Tensor
+    """(B,) int64, position in the split."""
+    occurrence: Tensor
+    """(B,) int64, how often the sample has come before within the epoch."""
+    readable: Tensor
+    """(B,) bool."""
+    substituted: Tensor
+    """(B,) bool, training only: the next readable sample of the same class stands here."""
+
+
 class Strip(TypedDict):
     """Something to look at: a clip in frames, and which places spoke for the positive label."""
 

@@ -177,22 +177,8 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) ->
             of one generator (``val/Sora/ap``) are left out: they belong in a table.
         path: PNG to write.
     """
-    series: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        for key, cell in row.items():
-            if key not in ("step", "epoch") and cell not in ("", None) and row.get("step") not in ("", None):
-                xs, ys = series.setdefault(key, ([], []))
-                xs.append(float(row["step"]))
-                ys.append(float(cell))
+    series, groups = curve_groups(rows)
     bare = {key: key.removesuffix("_step").removesuffix("_epoch") for key in series}
-    twice = {key for key in series if key.endswith("_epoch") and f"{bare[key]}_step" in series}
-    own = [key for key in series if key.count("/") == 1 and key not in twice]
-    groups = {
-        "Losses": [key for key in own if "/loss" in key],
-        "Validation": [key for key in own if key.startswith("val/") and "/loss" not in key and not key.startswith("val/n_")],  # no counts
-        "Learning rate": [key for key in series if key.startswith("lr")],
-    }
-    groups = {title: sorted(keys) for title, keys in groups.items() if keys}
     if not groups:
         raise ValueError("rows: no column of train/loss…, val/… or lr… with a step; is this a run's metrics.csv?")
     with _chart(max(3.6 * len(groups), 4.6), 3.3, 1, len(groups)) as (figure, axes):
@@ -210,6 +196,26 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) ->
             if title == "Learning rate":
                 ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
         return _finish(figure, path)
+
+
+def curve_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[list[float], list[float]]], dict[str, list[str]]]:
+    """What there is to draw in rows of ``metrics.csv``: (steps, values) by column, and the columns of each panel that has any."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        for key, cell in row.items():
+            if key not in ("step", "epoch") and cell not in ("", None) and row.get("step") not in ("", None):
+                xs, ys = series.setdefault(key, ([], []))
+                xs.append(float(row["step"]))
+                ys.append(float(cell))
+    bare = {key: key.removesuffix("_step").removesuffix("_epoch") for key in series}
+    twice = {key for key in series if key.endswith("_epoch") and f"{bare[key]}_step" in series}
+    own = [key for key in series if key.count("/") == 1 and key not in twice]
+    groups = {
+        "Losses": [key for key in own if "/loss" in key],
+        "Validation": [key for key in own if key.startswith("val/") and "/loss" not in key and not key.startswith("val/n_")],  # no counts
+        "Learning rate": [key for key in series if key.startswith("lr")],
+    }
+    return series, {title: sorted(keys) for title, keys in groups.items() if keys}
 
 
 def _running_mean(values: NDArray[Any], half: int) -> NDArray[Any]:

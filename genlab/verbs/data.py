@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
     from datamodules.checks import Item
 
-DATAMODULES = {"genvideo": "datamodules.genvideo:GenVideo", "inpainting": "datamodules.inpainting:Inpainting"}
+DATAMODULES = {
+    "genvideo": "datamodules.genvideo:GenVideo",
+    "inpainting": "datamodules.inpainting:Inpainting",
+    "hyspefas": "datamodules.hyspefas:HySpeFAS",
+}
 FEW_SHOT = (
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc", "sun397", "dtd", "eurosat",
     "ucf101_midframes",

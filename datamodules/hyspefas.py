@@ -1,0 +1,526 @@
+"""HySpeFAS for spectral face anti-spoofing: the challenge's folders and lists, or the full dataset with a protocol, unchanged.
+
+Channels are the colours (blue, green, red in the official order) and then the spectral bands. Label 1 = live.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.checks import CheckReport, Facts, Item, check_all, check_sample, checks_folder
+from datamodules.cube_cache import CubeCache
+from datamodules.hyspefas_index import (
+    KEY,
+    LIVE,
+    Sample,
+    UnreadableCube,
+    is_full,
+    items,
+    load_cube,
+    preview,
+    read_challenge,
+    read_full,
+)
+from datamodules.listfiles import some
+from datamodules.loading import SplitData
+from datamodules.sampling import Draw, EvalSampler, RepeatedSampler, TrainLoader
+from datamodules.spectral_augment import SpectralAugment, resized
+from datamodules.tinyworld import tiny_root
+from genlab.batches import SpectralBatch
+from genlab.errors import MissingPath, UserError
+from genlab.files import fingerprint
+from genlab.training.randomness import keyed_rng
+
+log = logging.getLogger(__name__)
+
+Rebalance = Literal["repeat", "sampler", "loss", "none"]
+Colour = Literal["bgr", "rgb", "none"]
+BANDS = 30
+# Official code; blue, green, red, then the 30 bands.
+MEAN = (
+    0.35215, 0.66979, 0.57979, 0.22949, 0.27021, 0.33661, 0.32604, 0.28016, 0.26948, 0.39492, 0.50754, 0.53631, 0.55311, 0.51977, 0.41486,
+    0.34004, 0.29859, 0.27718, 0.29235, 0.31529, 0.31187, 0.31366, 0.31363, 0.33947, 0.36436, 0.37508, 0.35468, 0.34376, 0.33043, 0.30675,
+    0.31427, 0.33295, 0.24814,
+)  # fmt: skip
+STD = (
+    0.06572, 0.13852, 0.11732, 0.09394, 0.11766, 0.14910, 0.14450, 0.12406, 0.11110, 0.16880, 0.23178, 0.25605, 0.26473, 0.25176, 0.20660,
+    0.16688, 0.13876, 0.12013, 0.12526, 0.13763, 0.13851, 0.14021, 0.13672, 0.14666, 0.15653, 0.15890, 0.15247, 0.15162, 0.14895, 0.14175,
+    0.14216, 0.14799, 0.10000,
+)  # fmt: skip
+
+
+def repeat_factors(n_live: int, n_print: int, n_mask: int) -> dict[str, int]:
+    """How often each group comes in an epoch, so that prints match masks and live faces match attacks (official list: 10 and 10)."""
+    prints = max(1, n_mask // n_print) if n_print else 1
+    live = max(1, (n_mask + prints * n_print) // n_live) if n_live else 1
+    return {"live": live, "print": prints, "mask": 1}
+
+
+def _group(sample: Sample) -> str:
+    """Live, print, or anything else that an attack can be."""
+    return "live" if sample.label == LIVE else "print" if sample.type == "print" else "mask"
+
+
+class CubeDataset(Dataset[dict[str, Any]]):
+    """Samples of one split.
+
+    Args:
+        samples: In the order of the list.
+        cache: Has the cubes.
+        channels: Picks and orders the channels of a cube and its picture.
+        image_size: Pixels per side.
+        factors: (N,) weights of the samples in the loss.
+        augment: ``None`` for evaluation.
+        seed: Keys the augmentation.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        cache: CubeCache,
+        channels: Channels,
+        image_size: int,
+        factors: np.ndarray,
+        augment: SpectralAugment | None,
+        seed: int,
+    ) -> None:
+        self.samples, self.cache, self.channels, self.image_size = list(samples), cache, channels, image_size
+        self.factors, self.augment, self.seed = factors, augment, seed
+        self.labels = np.array([each.label for each in samples])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        index, substituted = draw.index, False
+        try:
+            cube, picture = self.cache.read(self.samples[index])
+        except UnreadableCube as error:
+            if self.augment is None:
+                return self._item(draw, index, torch.zeros(self.channels.count, self.image_size, self.image_size), None, readable=False)
+            index, cube, picture = self._substitute(index, error)
+            substituted = True
+        x = self.channels.pick(cube, picture)
+        if self.augment is not None:
+            rng = keyed_rng(self.seed, "augment", draw.epoch, self.samples[draw.index].id, draw.occurrence)
+            return self._item(draw, index, self.augment(x, self.image_size, rng), None, substituted=substituted)
+        shown = resized(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(), self.image_size).round().clamp(0, 255).byte()
+        return self._item(draw, index, resized(x, self.image_size), shown)
+
+    def _item(
+        self, draw: Draw, index: int, image: Tensor, shown: Tensor | None, readable: bool = True, substituted: bool = False
+    ) -> dict[str, Any]:
+        sample = self.samples[index]
+        nothing = torch.zeros(0, dtype=torch.uint8)
+        size = (3, self.image_size, self.image_size)
+        if shown is None and self.augment is None:
+            shown = torch.zeros(size, dtype=torch.uint8)
+        return {
+            "image": image,
+            "shown": nothing if shown is None else shown,
+            "label": sample.label,
+            "type": sample.type,
+            "factor": float(self.factors[index]),
+            "id": self.samples[draw.index].id,
+            "index": draw.index,
+            "occurrence": draw.occurrence,
+            "readable": readable,
+            "substituted": substituted,
+        }
+
+    def _substitute(self, index: int, error: UnreadableCube) -> tuple[int, np.ndarray, np.ndarray]:
+        """The next readable sample of the same class, in the order of the ids."""
+        mine = np.flatnonzero(self.labels == self.labels[index])
+        mine = mine[np.argsort([self.samples[i].id for i in mine])]
+        place = int(np.flatnonzero(mine == index)[0])
+        for other in np.roll(mine, -place)[1:].tolist():
+            try:
+                return other, *self.cache.read(self.samples[other])
+            except UnreadableCube:
+                continue
+        raise UserError(f"data.root: no sample of label {self.labels[index]} can be read; the first: {error}.")
+
+
+class Channels:
+    """Which channels a sample has, from cube and picture.
+
+    Args:
+        colour: Order of the colours, or none of them.
+        bands: Numbers of bands from 1; ``None`` takes all of ``of``.
+        of: Bands of a cube.
+        scaling: ``per_sample_max`` divides each cube by its largest value.
+    """
+
+    def __init__(self, colour: Colour, bands: Sequence[int] | None, of: int, scaling: Literal["as_is", "per_sample_max"]) -> None:
+        chosen = list(range(1, of + 1)) if bands is None else list(bands)
+        if wrong := [band for band in chosen if not 1 <= band <= of]:
+            raise UserError(f"data.bands: {wrong[0]} is no band; cubes have 1 to {of}.")
+        self.colour, self.bands, self.of, self.scaling = colour, [band - 1 for band in chosen], of, scaling
+        self.count = len(self.bands) + (0 if colour == "none" else 3)
+        if not self.count:
+            raise UserError("data.colour: none, and data.bands: []: there is nothing left to see.")
+
+    def pick(self, cube: np.ndarray, picture: np.ndarray) -> Tensor:
+        """(C, H, W) float32.
+
+        Raises:
+            UserError: The cube has another number of bands than the first one.
+        """
+        if cube.shape[2] != self.of:
+            raise UserError(f"data.root: a cube has {cube.shape[2]} bands, the first one {self.of}. Do not mix sensors in one folder.")
+        parts: list[np.ndarray] = []
+        if self.colour != "none":
+            colours = np.asarray(picture, np.float32) / 255
+            parts.append(colours[..., ::-1] if self.colour == "bgr" else colours)
+        if self.bands:
+            spectra = np.asarray(cube, np.float32)
+            if self.scaling == "per_sample_max":
+                spectra = spectra / max(float(spectra.max()), 1e-6)
+            parts.append(spectra if len(self.bands) == self.of else spectra[..., self.bands])
+        return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, 2).transpose(2, 0, 1)))
+
+    def official(self) -> tuple[Tensor, Tensor]:
+        """Means and deviations of the official code for these channels, (C,) each."""
+        order = {"bgr": [0, 1, 2], "rgb": [2, 1, 0], "none": []}[self.colour]
+        places = [*order, *(3 + band for band in self.bands)]
+        return torch.tensor(MEAN)[places], torch.tensor(STD)[places]
+
+
+class HySpeFAS(SplitData):
+    """Faces in colour and spectral bands, live or attacks.
+
+    Args:
+        root: Folder of the challenge (``HySpeFAS_trainval/``, ``HySpeFAS_test/``) or of the full dataset, or ``tiny:hyspefas``.
+        protocol: Of the full dataset: 1, 2 or 3.
+        train_list: Another list for training, such as ``train_all_balance.csv``; rows that are repeated count so often.
+        train_on_val: Train on the validation pictures too, as the winning team did: validation numbers then mean nothing.
+        colour: Colours first, in the official order blue, green, red; ``none`` leaves them out.
+        bands: Numbers of the spectral bands from 1, ``[]`` for colours alone; ``null`` takes all.
+        image_size: Pixels per side.
+        scaling: Of the cubes: ``as_is``, or ``per_sample_max`` as the full dataset's baselines do.
+        normalise: ``official`` means and deviations of the channels, or those of the training split (``train``).
+        rebalance: ``repeat``: an epoch has prints as often as masks and live faces as often as attacks; ``sampler``: such shares by drawing
+            with replacement; ``loss``: by weights in the losses; ``none``.
+        augment: Of training pictures; left out, the official one.
+        cache: Folder of converted cubes; left out, ``$GENLAB_CACHE/cubes``. ``none`` reads the ``.mat`` files each time.
+        predict_paths: ``.mat`` cubes of one's own, each with its ``.png`` beside it, or folders of them.
+        batch_size: Pictures per device. Paper: 240 in all.
+        eval_batch_size: Pictures per device in evaluation.
+        num_workers: Loading processes per device.
+        seed: Keys order and augmentation.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        protocol: int = 1,
+        train_list: str | None = None,
+        train_on_val: bool = False,
+        colour: Colour = "bgr",
+        bands: list[int] | None = None,
+        image_size: int = 256,
+        scaling: Literal["as_is", "per_sample_max"] = "as_is",
+        normalise: Literal["official", "train"] = "official",
+        rebalance: Rebalance = "repeat",
+        augment: SpectralAugment | None = None,
+        cache: str | None = None,
+        predict_paths: list[str] | None = None,
+        batch_size: int = 240,
+        eval_batch_size: int = 240,
+        num_workers: int = 8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        if protocol not in (1, 2, 3):
+            raise UserError(f"data.protocol: {protocol} is none of the full dataset's, 1, 2 and 3.")
+        for name, value in {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if value < 1:
+                raise UserError(f"data.{name}: {value} is too small; use 1 or more.")
+        self.augment = augment or SpectralAugment()
+        self.index: dict[str, list[Sample]] = {}
+        self.datasets: dict[str, CubeDataset] = {}
+        self.collate = collate
+        self.chosen: Channels | None = None
+        self.statistics: tuple[Tensor, Tensor] | None = None
+        """Means and deviations (C,) that the method normalises pictures by."""
+
+    @property
+    def data_name(self) -> str:
+        return "hyspefas"
+
+    @property
+    def root(self) -> Path:
+        """The dataset's folder; a tiny one is written on first use."""
+        return tiny_root(self.hparams.root)
+
+    @property
+    def channels(self) -> Channels:
+        """What a picture consists of; known after ``setup``."""
+        assert self.chosen is not None, "setup() has not run"
+        return self.chosen
+
+    @property
+    def types(self) -> list[str]:
+        """Names of the attack types in all splits."""
+        return sorted({each.type for found in self.index.values() for each in found if each.label != LIVE and each.type} or {"attack"})
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Hash of the names and sizes of each split that is set up."""
+        return {name: fingerprint((each.id, _size(each.cube)) for each in data.samples) for name, data in self.datasets.items()}
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What must agree for two results to be comparable."""
+        h = self.hparams
+        names = ("colour", "bands", "image_size", "scaling", "normalise", "rebalance", "train_on_val", "train_list")
+        counts = {f"n_{name}": dict(sorted(Counter(each.type for each in data.samples).items())) for name, data in self.datasets.items()}
+        overlap = len({each.id for each in self.index.get("train", [])} & {each.id for each in self.index.get("val", [])})
+        full = {"protocol": h.protocol} if self.full else {}
+        leak = {"validation pictures in training": overlap} if overlap else {}
+        return {name: h[name] for name in names} | full | leak | {"tiny_world": h.root.startswith("tiny:")} | counts
+
+    @property
+    def full(self) -> bool:
+        """Whether it is the full dataset."""
+        return is_full(self.root) if Path(self.root).is_dir() else False
+
+    @property
+    def cubes(self) -> CubeCache:
+        folder = self.hparams.cache
+        return CubeCache.default(self.root) if folder is None else CubeCache(None if folder == "none" else Path(folder), self.root)
+
+    def read_index(self) -> dict[str, list[Sample]]:
+        """Samples of every split as the lists have them.
+
+        Raises:
+            UserError: No lists, or ones that are wrong.
+        """
+        root = self.root
+        if not root.is_dir():
+            raise MissingPath(f"data.root: {root} is not a folder. Set it in the YAML or with --data.root.")
+        if self.full:
+            return read_full(root, self.hparams.protocol)
+        found = read_challenge(root)
+        if self.hparams.train_list is not None:
+            path = Path(self.hparams.train_list)
+            path = path if path.is_file() else root / path
+            found["train"] = read_challenge(root, {"train": path})["train"]
+        return found
+
+    def prepare_data(self) -> None:
+        """Writes the tiny dataset if that is what ``root`` names, looks the lists through and converts cubes (rank zero)."""
+        if self.trainer is not None and self.trainer.predicting:
+            return
+        report = self.check("quick")
+        if report.errors:
+            raise UserError("\n".join(report.errors))
+        for line in report.warnings:
+            log.warning("data check: %s", line)
+        found = self.read_index()
+        if self.cubes.folder is None:
+            return
+        unread = self.cubes.fill([each for samples in found.values() for each in samples])
+        if unread:
+            named = "; ".join(f"{name} ({why})" for name, why in list(unread.items())[:5])
+            log.warning("%d cubes cannot be read: %s", len(unread), named)
+
+    def setup(self, stage: str) -> None:
+        """Reads the lists of the stage.
+
+        Raises:
+            UserError: A class or a split is missing.
+        """
+        h = self.hparams
+        if stage == "predict":
+            self._setup_predict()
+            return
+        if not self.index:
+            self.index = self.read_index()
+            if h.train_on_val:
+                known = {each.id for each in self.index["train"]}
+                self.index["train"] = [*self.index["train"], *(each for each in self.index["val"] if each.id not in known)]
+        for name in {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}.get(stage, ()):
+            if name in self.datasets:
+                continue
+            if not self.index.get(name):
+                raise UserError(f"data.root: {self.root} has no list of the {name} split; there are {', '.join(self.index)}.")
+            samples = self.index[name]
+            labels = {each.label for each in samples}
+            if name == "train" and labels != {0, 1}:
+                counts = Counter(each.type or "without label" for each in samples)
+                raise UserError(f"data: training needs live faces and attacks, with labels; the list has {dict(counts)}.")
+            if name == "val" and -1 in labels:
+                raise UserError("data: validation pictures have no labels; bring val_gt.txt, or lists with labels.")
+            self._make(name, samples)
+        if stage == "fit" and (both := {each.id for each in self.index["train"]} & {each.id for each in self.index["val"]}):
+            log.warning(
+                "data: %d of %d validation pictures are in the training list: validation numbers, and the threshold chosen on them, say "
+                "nothing about new faces. The official train_all_balance.csv is such a list.", len(both), len(self.index["val"]),
+            )  # fmt: skip
+
+    def _make(self, name: str, samples: list[Sample]) -> None:
+        h, training = self.hparams, name == "train"
+        if self.chosen is None:
+            self.chosen = Channels(h.colour, h.bands, self._bands(), h.scaling)
+        factors = self.factors(samples) if training and h.rebalance == "loss" else np.ones(len(samples))
+        augment = self.augment if training else None
+        self.datasets[name] = CubeDataset(samples, self.cubes, self.chosen, h.image_size, factors, augment, h.seed)
+        if self.statistics is None:
+            self.statistics = self._statistics()
+        log.info("%s: %s", name, ", ".join(f"{count} {kind}" for kind, count in Counter(each.type for each in samples).items()))
+
+    def _bands(self) -> int:
+        """Of the first cube that can be read."""
+        first = "nothing there"
+        for found in self.index.values():
+            for sample in found[:50]:
+                try:
+                    return int(self.cubes.read(sample)[0].shape[2])
+                except UnreadableCube as error:
+                    first = str(error) if first == "nothing there" else first
+        raise UserError(f"data.root: no cube can be read; the first: {first}.")
+
+    def factors(self, samples: Sequence[Sample]) -> np.ndarray:
+        """(N,) how often each sample should count. A list with repeated rows is balanced already: its own numbers."""
+        repeats = np.array([each.repeats for each in samples], np.float64)
+        if repeats.max() > 1:
+            return repeats
+        counts = Counter(map(_group, samples))
+        times = repeat_factors(counts["live"], counts["print"], counts["mask"])
+        return np.array([times[_group(each)] for each in samples], np.float64)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        channels = self.channels
+        if self.hparams.normalise == "official":
+            if channels.of != BANDS:
+                raise UserError(f"data.normalise: the official statistics are of {BANDS} bands, cubes here have {channels.of}; use train.")
+            return channels.official()
+        sums, squares, count = torch.zeros(channels.count, dtype=torch.float64), torch.zeros(channels.count, dtype=torch.float64), 0
+        train = self.index["train"]
+        for sample in train[:: max(len(train) // 200, 1)]:
+            try:
+                x = channels.pick(*self.cubes.read(sample)).double().flatten(1)
+            except UnreadableCube:
+                continue
+            sums, squares, count = sums + x.sum(1), squares + x.square().sum(1), count + x.shape[1]
+        mean = sums / count
+        return mean.float(), (squares / count - mean.square()).clamp_min(1e-8).sqrt().float()
+
+    def _setup_predict(self) -> None:
+        paths = self.hparams.predict_paths or []
+        if not paths:
+            raise UserError("predict: name cubes, or folders of them: python -m genlab predict -c ... --ckpt_path ... face.mat folder/")
+        if missing := [name for name in paths if not Path(name).exists()]:
+            raise MissingPath(f"predict: {', '.join(missing)}: no such file or folder.")
+        files = [file for name in paths for file in ([Path(name)] if Path(name).is_file() else sorted(Path(name).rglob("*.mat")))]
+        if not files:
+            raise UserError(f"predict: there are no .mat files in {', '.join(paths)}.")
+        samples = [Sample(str(file), file, file.with_suffix(".png"), -1, "") for file in files]
+        h = self.hparams
+        bands = next((cube.shape[2] for cube in map(_try_cube, files) if cube is not None), None)
+        if bands is None:
+            raise UserError(
+                f"predict: none of {some([str(file) for file in files])} can be read; a cube is an array {KEY!r} (H, W, bands)."
+            )
+        self.chosen = Channels(h.colour, h.bands, int(bands), h.scaling)
+        self.datasets["predict"] = CubeDataset(samples, CubeCache(None, Path()), self.chosen, h.image_size, np.ones(len(samples)), None, 0)
+
+    def train_dataloader(self) -> TrainLoader:
+        dataset, h = self.datasets["train"], self.hparams
+        weighted = h.rebalance == "sampler"
+        times = self.factors(dataset.samples) if h.rebalance in ("repeat", "sampler") else np.ones(len(dataset))
+        sampler = RepeatedSampler(times if weighted else times.astype(np.int64), h.seed, *self.ranks(), weighted=weighted)
+        if len(sampler) < h.batch_size:
+            raise UserError(f"data.batch_size: {h.batch_size} is more than the {len(sampler)} pictures that an epoch has for each device.")
+        return TrainLoader(dataset, sampler, h.batch_size, **self.loading())
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        dataset = self.datasets["predict"]
+        sampler = EvalSampler(len(dataset), *self.ranks())
+        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **self.loading())
+
+    def items(self) -> list[Item]:
+        """Every sample of every split, readable or not."""
+        return items(self.root, "hyspefas")
+
+    def preview(self, item: Item) -> list[np.ndarray]:
+        """Colours and infrared of an item; none if it cannot be read."""
+        return preview(item)
+
+    def check(self, level: Literal["quick", "full"], workers: int | None = None) -> CheckReport:
+        """Looks the dataset through: ``quick``, the lists and a sample of the cubes; ``full``, every cube, and copies.
+
+        Args:
+            level: Which.
+            workers: Processes of a full check; ``None`` is one per core.
+        """
+        listed, names = self.items(), {1: "live", 0: "attack", -1: "without label"}
+        if level == "quick":
+            report = check_sample(listed, read_facts, names, sample=40)
+        else:
+            report = check_all(listed, read_facts, names, checks_folder() / "hyspefas.sqlite", workers)
+        report.warnings += overlaps(self.read_index())
+        return report
+
+
+def overlaps(index: dict[str, list[Sample]]) -> list[str]:
+    """What it means that lists of two splits name the same pictures."""
+    found: list[str] = []
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = {each.id for each in index.get(one, [])} & {each.id for each in index.get(other, [])}
+        if both:
+            means = (
+                "the threshold, chosen there, and validation ACER say nothing about new faces"
+                if other == "val"
+                else "its test ACER is void"
+            )
+            found.append(
+                f"{len(both)} of {len(index[other])} {other} pictures are in the {one} list as well ({some(sorted(both))}): {means}."
+            )
+    return found
+
+
+def read_facts(item: Item, whole: bool) -> Facts:
+    """A cube and its picture, for ``data check``."""
+    import hashlib
+
+    try:
+        cube = load_cube(item.path)
+    except UnreadableCube as error:
+        return Facts("missing" if error.reason == "not there" else "unreadable", error.reason)
+    if not np.isfinite(cube).all():
+        return Facts("unreadable", "has values that are not finite")
+    digest = hashlib.blake2b(cube.tobytes(), digest_size=16).hexdigest() if whole else ""
+    measures: dict[str, float | str] = {"size": f"{cube.shape[1]}x{cube.shape[0]}", "bands": str(cube.shape[2])}
+    return Facts(digest=digest, measures=measures)
+
+
+def _try_cube(path: Path) -> np.ndarray | None:
+    try:
+        return load_cube(path)
+    except UnreadableCube:
+        return None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else -1
+
+
+def collate(samples: list[dict[str, Any]]) -> SpectralBatch:
+    """Samples -> batch."""
+    batch: Any = {name: torch.stack([each[name] for each in samples]) for name in ("image", "shown")}
+    batch |= {name: torch.tensor([each[name] for each in samples]) for name in ("label", "index", "occurrence")}
+    batch |= {name: torch.tensor([each[name] for each in samples], dtype=torch.bool) for name in ("readable", "substituted")}
+    batch["factor"] = torch.tensor([each["factor"] for each in samples], dtype=torch.float32)
+    return batch | {name: [each[name] for each in samples] for name in ("id", "type")}
