@@ -26,7 +26,7 @@ GROUND = (
 RULES: dict[str, tuple[str, ...]] = {
     "genlab/methods": (
         *GROUND, "genlab.methods", "genlab.models", "genlab.diffusion", "genlab.vlm", "genlab.losses", "genlab.metrics", "genlab.training",
-        "genlab.results", "genlab.reports", "genlab.figures",
+        "genlab.results", "genlab.reports", "genlab.detection_figures", "genlab.figures",
     ),
     "genlab/models": (*GROUND, "genlab.models"),
     "genlab/diffusion": (*GROUND, "genlab.diffusion", "genlab.models"),

@@ -40,9 +40,22 @@ def supervised_contrastive(
 
 
 def mean_of_counted(losses: Tensor, counted: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Weighted mean (B,) -> scalar over the anchors that count; 0 where none does."""
+    """Weighted mean (B,) -> scalar over the anchors that count; 0 where none does.
+
+    Under several processes the weights of all are what is divided by, so that the mean over processes is the one of the whole batch.
+    """
     weights = counted.to(losses) if weights is None else counted * weights.to(losses)
-    return (losses * weights).sum() / weights.sum().clamp_min(1e-12)
+    return (losses * weights).sum() / mean_over_ranks(weights.sum()).clamp_min(1e-12)
+
+
+@torch.no_grad()
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """Mean of a number over processes; itself where there is one."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
 
 
 class CrossBatchMemory(nn.Module):

@@ -25,7 +25,7 @@ from genlab.batches import Evaluated, SpectralBatch, Strip
 from genlab.detection_figures import det_curve, embedding_map
 from genlab.errors import UserError
 from genlab.losses.region_independence import RegionIndependence
-from genlab.losses.supcon import CrossBatchMemory
+from genlab.losses.supcon import CrossBatchMemory, mean_over_ranks
 from genlab.metrics.acer import AttackMetrics, Rule, best_threshold
 from genlab.models.multi_attention import BorderMask, Detected, MultiAttentionDetector
 from genlab.models.spectral_backbones import SpectralBackbone
@@ -223,7 +223,7 @@ class SpectralFAS(Method):
     def losses(self, out: Detected, batch: SpectralBatch, write: bool) -> Losses:
         """L_c + lambda L_scl of a pass; weighted by ``factor`` of mean 1 where the datamodule re-balances so."""
         h, labels = self.hparams, batch["label"]
-        weights = batch["factor"] / batch["factor"].mean()
+        weights = batch["factor"] / mean_over_ranks(batch["factor"].mean())
         focal = sigmoid_focal_loss(out.logits.float(), labels.float(), h.focal_alpha, h.focal_gamma)
         terms = {"focal": (weights * focal).mean()}
         loss, above = terms["focal"], torch.zeros_like(terms["focal"])
@@ -238,7 +238,7 @@ class SpectralFAS(Method):
             loss = loss + h.region_weight * terms["regions"]
         return Losses(loss, terms, above)
 
-    def training_step(self, batch: SpectralBatch, batch_idx: int) -> None:
+    def training_step(self, batch: SpectralBatch, batch_idx: int) -> dict[str, Tensor]:
         h, optimizer = self.hparams, cast(Any, self.optimizers())
         for group in optimizer.param_groups:  # at every step: a resumed epoch has no start
             group["lr"] = epoch_lr(self.current_epoch, self._epochs(), h.lr, h.lr_floor, h.lr_restart_quirk)
@@ -264,7 +264,8 @@ class SpectralFAS(Method):
         self._watch(found)
         self.log("train/scl_above_least", found.above_least, batch_size=len(x))
         self.log("train/unreadable", batch["substituted"].float().sum(), on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True)
-        self.log_losses({"loss": found.loss.detach()} | {name: value.detach() for name, value in found.terms.items()}, batch_size=len(x))
+        detached = {"loss": found.loss.detach()} | {name: value.detach() for name, value in found.terms.items()}
+        return {"loss": self.log_losses(detached, batch_size=len(x))}
 
     def _epochs(self) -> int:
         """Of the whole training; where steps alone are limited, as many as they make."""
@@ -394,8 +395,8 @@ class SpectralFAS(Method):
             files["result.txt"] = "".join(f"{row['id']} {int(row['called'] == 'live')}\n" for row in rows).encode()
         scored = [row for row in rows if row["status"] == "ok" and row["label"] != ""]
         if len({row["label"] for row in scored}) == 2:
-            columns = ([row[name] for row in scored] for name in ("score", "label", "type"))
-            files["media/det.png"] = _png(det_curve(*columns))
+            scores, labels, types = ([row[name] for row in scored] for name in ("score", "label", "type"))
+            files["media/det.png"] = _png(det_curve(scores, labels, types))
         if len(self._mapped) > 2:
             vectors, names = zip(*self._mapped)
             files["media/embeddings.png"] = _png(embedding_map(np.stack(vectors), names))

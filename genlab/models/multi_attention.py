@@ -30,8 +30,9 @@ class SpectralWeights(nn.Module):
         self.channel_attention = nn.Sequential(
             nn.Conv2d(channels, middle, 1, bias=False), nn.ReLU(), nn.Conv2d(middle, channels, 1, bias=False)
         )
-        for layer in (self.channel_attention[0], self.channel_attention[2]):
-            nn.init.kaiming_normal_(layer.weight)
+        for layer in self.channel_attention:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight)
 
     def weights(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 1, 1) in (0, 1)."""

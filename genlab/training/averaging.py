@@ -14,7 +14,7 @@ def warm_decay(updates: int, decay: float) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """average = decay average + (1 - decay) network, over parameters alone."""
-    means, values = list(average.parameters()), [p.detach() for p in network.parameters()]
+    means, values = [p.detach() for p in average.parameters()], [p.detach() for p in network.parameters()]
     torch._foreach_lerp_(means, values, 1 - decay)
 
 

@@ -21,18 +21,18 @@ def perturbed(parameters: Iterable[Tensor], rho: float, adaptive: bool = True, e
         adaptive: Scale it by the parameters.
         eps: In the denominator.
     """
-    moving = [p for p in parameters if p.grad is not None]
-    before = [p.detach().clone() for p in moving]
+    moving = [(p, p.grad) for p in parameters if p.grad is not None]
+    before = [p.detach().clone() for p, _ in moving]
     with torch.no_grad():
-        sizes = [(p.abs() if adaptive else 1) * p.grad for p in moving]
-        norm = torch.stack([each.norm() for each in sizes]).norm() if sizes else torch.zeros(())
-        for p in moving:
-            p.add_((p.square() if adaptive else 1) * p.grad * (rho / (norm + eps)).to(p.device))
+        norms = [(p.abs() * grad if adaptive else grad).norm() for p, grad in moving]
+        norm = torch.stack(norms).norm() if norms else torch.zeros(())
+        for p, grad in moving:
+            p.add_((p.square() * grad if adaptive else grad) * (rho / (norm + eps)).to(p.device))
     try:
         yield
     finally:
         with torch.no_grad():
-            for p, old in zip(moving, before):
+            for (p, _), old in zip(moving, before):
                 p.copy_(old)
 
 

@@ -36,23 +36,33 @@ class BatchLosses(Callback):
             self.path.write_text(json.dumps(self.losses))
 
 
-class SyncedBatchNorm(nn.BatchNorm2d):
-    """Statistics over the batches of all ranks. torch's own SyncBatchNorm is for GPUs alone."""
+def synced(norm: nn.BatchNorm1d | nn.BatchNorm2d, input: Tensor) -> Tensor:
+    """A batch norm with statistics over the batches of all ranks. torch's own SyncBatchNorm is for GPUs alone."""
+    axes, shape = [0, *range(2, input.ndim)], [-1, *[1] * (input.ndim - 2)]
+    count = input.numel() / input.shape[1] * dist.get_world_size()
+    mean = all_reduce(input.sum(axes)) / count
+    centred = input - mean.view(shape)
+    variance = all_reduce(centred.square().sum(axes)) / count
+    with torch.no_grad():
+        assert norm.num_batches_tracked is not None and norm.momentum is not None
+        norm.num_batches_tracked += 1
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(variance * count / (count - 1), norm.momentum)
+    scale = norm.weight * (variance + norm.eps).rsqrt()
+    return centred * scale.view(shape) + norm.bias.view(shape)
 
+
+class SyncedBatchNorm1d(nn.BatchNorm1d):
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized():
-            return super().forward(input)
-        count = input.numel() / input.shape[1] * dist.get_world_size()
-        mean = all_reduce(input.sum((0, 2, 3))) / count
-        centred = input - mean[:, None, None]
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            assert self.num_batches_tracked is not None and self.momentum is not None
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return synced(self, input) if self.training and dist.is_initialized() else super().forward(input)
+
+
+class SyncedBatchNorm2d(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return synced(self, input) if self.training and dist.is_initialized() else super().forward(input)
+
+
+SYNCED: dict[type[nn.Module], type[nn.Module]] = {nn.BatchNorm1d: SyncedBatchNorm1d, nn.BatchNorm2d: SyncedBatchNorm2d}
 
 
 class SyncOnCPU(LayerSync):
@@ -60,12 +70,13 @@ class SyncOnCPU(LayerSync):
 
     def apply(self, model: nn.Module) -> nn.Module:
         for part in model.modules():
-            if type(part) is nn.BatchNorm2d:
-                part.__class__ = SyncedBatchNorm
+            if type(part) in SYNCED:
+                part.__class__ = SYNCED[type(part)]
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
         for part in model.modules():
-            if type(part) is SyncedBatchNorm:
-                part.__class__ = nn.BatchNorm2d
+            for plain, shared in SYNCED.items():
+                if type(part) is shared:
+                    part.__class__ = plain
         return model

@@ -19,6 +19,7 @@ PRESETS = [name for name in shipped_experiments() if name.startswith("presets/")
 UNTRAINED = ("zero_shot", "tip_adapter")  # there is nothing to fit
 TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/")]
 TESTED = [name for name in WHOLE if "inpaint_consistency" in name]  # nothing to train
+FEW_SITTINGS = {"train_captures": 2, "val_captures": 1, "test_captures": 1}
 SMALL = ["--data.num_workers=0", "--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.enable_progress_bar=false"]
 
 
@@ -68,6 +69,11 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             "--data.shots=2",
             "--data.views=2",
         ],
+        "datamodules.hyspefas.HySpeFAS": [
+            f"--data.root={make('hyspefas', folder / 'hyspefas', progress=False, size=24, **FEW_SITTINGS)}",
+            "--model.backbone.init_args.name=tiny",
+            "--model.backbone.init_args.weights=null",
+        ],
         "datamodules.genvideo.GenVideo": [f"--data.root={tiny_genvideo}", "--data.val_fraction=0.3"],
         "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}", "--data.select=null"],
         "datamodules.captioned_videos.CaptionedVideos": [f"--data.root={clips}"],
@@ -97,7 +103,8 @@ def test_experiments_that_only_measure(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(name: str, stand_ins: dict[str, list[str]], weights: Path, tmp_path: Path) -> None:
-    base = Path(name).stem.split("_")[0]
+    stem = Path(name).stem
+    base = max((each.removesuffix(".yaml") for each in WHOLE if stem.startswith(each.removesuffix(".yaml"))), key=len)
     more = ["--data.train_generators=[flicker]"] if "one_to_many" in name else []
     fit([base, name], stand_ins, weights, tmp_path, *more)
 
