@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 TextKind = Literal["template", "ensemble", "descriptions"]
 TOP = 5  # classes named in a prediction
+NAMED = 5  # files named in a message
 
 
 @runtime_checkable
@@ -174,8 +175,9 @@ class FewShotMethod(Method):
         )
         count = len(data.labels(name))
         if name.endswith("train") and not bool(readable.all()):
-            bad = dict.fromkeys(ids[i].partition("#")[0] for i in (~readable).nonzero().flatten().tolist())
-            raise UserError(f"data.root: of the few training pictures, {', '.join(bad)} cannot be read. Bring it again.")
+            bad = list(dict.fromkeys(ids[i].partition("#")[0] for i in (~readable).nonzero().flatten().tolist()))
+            more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+            raise UserError(f"data.root: of the few training pictures, {', '.join(bad[:NAMED])}{more} cannot be read. Bring them again.")
         views = data.views(name)
         if views is not None:
             features, readable = features.view(views, count, -1), readable.view(views, count)
