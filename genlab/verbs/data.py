@@ -47,6 +47,7 @@ HELP = """usage: python -m genlab data ACTION DATASET --root DIR [options]
   python -m genlab data make genvideo --root data/tiny-genvideo
   python -m genlab data prepare genvideo --root $GENLAB_DATA/GenVideo --archives downloads
   python -m genlab data prepare descriptions --classes names.txt --out sentences.json --endpoint http://localhost:8000/v1 --model NAME
+  python -m genlab data prepare text_weights --dataset dtd --root DIR --backbone openai/clip-vit-base-patch16 --out weights.pt
   python -m genlab data check genvideo --root $GENLAB_DATA/GenVideo --level full --out findings.csv
   python -m genlab data show genvideo --root tiny:genvideo
 
@@ -104,6 +105,10 @@ def prepare(args: Sequence[str]) -> int:
         from genlab.verbs import descriptions
 
         return descriptions.main([*args[1:]])
+    if args and args[0] == "text_weights":
+        from genlab.verbs import text_weights
+
+        return text_weights.main([*args[1:]])
     parser = argparse.ArgumentParser("python -m genlab data prepare", description=prepare.__doc__, allow_abbrev=False)
     parser.add_argument("dataset", help=", ".join(PREPARABLE))
     parser.add_argument("--root", type=Path, required=True, help="folder of the dataset; made when archives are unpacked into it")

@@ -62,15 +62,6 @@ ROWS = {
         "tiny/vlm", "questions", {"the loss is a mean over the answers' tokens, of which pictures have different numbers": "equal"},
         ("--model.network={width: 32, layers: 1, heads: 2, mlp: 32, vision_width: 16, vision_layers: 1, vision_heads: 2}",),
     ),
-    "spectral_fas": Parity(
-        "tiny/spectral_fas", "hyspefas",
-        {"batch norms": "gathered", "the memory holds the embeddings of all": "gathered", "mixup within the batch": "absent"},
-        (
-            "--model.backbone.init_args.name=tiny", "--model.backbone.init_args.weights=null", "--model.mixup=false", "--model.dropout=0",
-            "--model.maps=2", "--model.middle=8", "--model.embedding=8", "--model.memory=64", "--data.image_size=24",
-            "--data.rebalance=none",
-        ),
-    ),
 }  # fmt: skip
 """A later method adds its row here."""
 STEPS, GLOBAL_BATCH = 20, 8
@@ -95,7 +86,6 @@ def roots(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     made = {"genvideo": tiny_genvideo, "parts": write_parts(folder / "parts")}
     made["captions"] = make("captions", folder / "captions", progress=False, pictures=96, held_out=16)
     made["questions"] = make("questions", folder / "questions", progress=False, pictures=96, held_out=6)
-    made["hyspefas"] = make("hyspefas", folder / "hyspefas", progress=False, train_captures=4, val_captures=1, test_captures=1, size=24)
     (folder / "parts" / "diffusion.yaml").write_text(DIFFUSION.format(parts=folder / "parts"))
     return made
 

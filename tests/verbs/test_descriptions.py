@@ -53,6 +53,43 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Threadin
     made.shutdown()
 
 
+def test_a_local_model_describes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small Llama from a folder: the same seed gives the same answer, a chat template is used where there is one."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from genlab.vlm.text import LocalText
+
+    torch.manual_seed(0)
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<end>", *sorted(letters)])}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    fast.chat_template = "{% for m in messages %}Q: {{ m['content'] }} A:{% endfor %}"
+    fast.save_pretrained(tmp_path / "lm")
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=0,
+        bos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "lm")
+    engine = LocalText(str(tmp_path / "lm"), max_tokens=12)
+    one = engine.complete("What is an owl?", 1)
+    assert one == engine.complete("What is an owl?", 1) != engine.complete("What is an owl?", 2)
+    assert "owl" not in one, "the answer alone"
+    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
+    names = tmp_path / "names.txt"
+    names.write_text("owl\n")
+    words = ["--classes", str(names), "--out", str(tmp_path / "said.json"), "--model", str(tmp_path / "lm"), "--answers", "1"]
+    with pytest.raises(UserError, match="nothing usable about 'owl'"):  # random letters are no sentences
+        main(["prepare", "descriptions", *words])
+
+
 def test_classes_are_described_once(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     names, out = tmp_path / "names.txt", tmp_path / "sentences.json"
     names.write_text("sea_or lake\n\nowl\n")
