@@ -47,7 +47,6 @@ def main(args: list[str]) -> int:
     buffer = io.BytesIO()
     torch.save(columns, buffer)
     write_bytes(given.out, buffer.getvalue())
-    print(
-        f"{given.out}: {tuple(columns.shape)}, {sum(map(len, texts))} texts of {len(texts)} classes. Use it: --model.text_weights {given.out}"
-    )
+    print(f"{given.out}: {tuple(columns.shape)}, {sum(map(len, texts))} texts of {len(texts)} classes.")
+    print(f"Use it with --model.text_weights {given.out}")
     return 0
