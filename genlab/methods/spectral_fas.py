@@ -54,6 +54,11 @@ def mixed(x: Tensor, partners: Tensor, share: float) -> Tensor:
     return share * x + (1 - share) * x[partners]
 
 
+def full(x: Tensor) -> Tensor:
+    """Half precision as float32; others as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def epoch_lr(epoch: int, epochs: int, lr: float, floor: float, restart: bool = False) -> float:
     """Half a cosine from ``lr`` over the epochs; with ``restart`` the last one is at ``lr`` again, and the cosine is one epoch shorter."""
     length = max(epochs - restart, 1)
@@ -224,11 +229,11 @@ class SpectralFAS(Method):
         """L_c + lambda L_scl of a pass; weighted by ``factor`` of mean 1 where the datamodule re-balances so."""
         h, labels = self.hparams, batch["label"]
         weights = batch["factor"] / mean_over_ranks(batch["factor"].mean())
-        focal = sigmoid_focal_loss(out.logits.float(), labels.float(), h.focal_alpha, h.focal_gamma)
+        focal = sigmoid_focal_loss(full(out.logits), labels.to(full(out.logits)), h.focal_alpha, h.focal_gamma)
         terms = {"focal": (weights * focal).mean()}
         loss, above = terms["focal"], torch.zeros_like(terms["focal"])
         if h.scl_weight:
-            terms["scl"], least = self.xbm(out.embedding.float(), labels, write, weights)
+            terms["scl"], least = self.xbm(full(out.embedding), labels, write, weights)
             rising = min(1.0, (self.global_step + 1) / h.scl_warmup_steps) if h.scl_warmup_steps else 1.0
             loss, above = loss + rising * h.scl_weight * terms["scl"], (terms["scl"] - least).detach()
         if self.regions is not None:
