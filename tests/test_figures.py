@@ -132,3 +132,13 @@ def test_import_is_cheap():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     assert result.stdout.strip() == ""
+
+
+def test_a_run_that_logged_nothing_to_draw_has_no_panels() -> None:
+    """Reports of such runs come without curves; asking for them all the same is a mistake."""
+    rows = [{"epoch": "0", "step": "3", "train/unreadable": "0.0"}]
+    for few in ([], rows):
+        assert figures.curve_groups(few)[1] == {}
+    with pytest.raises(ValueError, match="is this a run's"):
+        figures.curves(rows)
+    assert figures.curve_groups([{"step": "3", "train/loss": "0.5"}])[1] == {"Losses": ["train/loss"]}
