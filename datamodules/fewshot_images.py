@@ -6,30 +6,26 @@ other datasets than the one trained on, one named after each.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as vision
+from torch.utils.data import DataLoader
 
 from datamodules.checks import CheckReport, Item, check_all, check_sample, checks_folder
-from datamodules.fewshot_index import PLACES, FewShotLists, Picture, read_lists, read_sentences, spoken
+from datamodules.fewshot_index import PLACES, FewShotLists, read_lists, read_sentences, spoken
 from datamodules.fewshot_index import items as listed_items
 from datamodules.fewshot_index import preview as listed_preview
-from datamodules.fewshot_sampling import Sampler, draws, halves, subset
+from datamodules.fewshot_pictures import FewShotDataset, PictureSet, centre, collate, picture_set
+from datamodules.fewshot_sampling import Sampler, draws, halves
+from datamodules.fewshot_texts import ENSEMBLES, TEMPLATES, read_names, sentences_of
 from datamodules.image_facts import read_facts
 from datamodules.images import is_picture, open_picture
-from datamodules.listfiles import read_json
 from datamodules.loading import SplitData
 from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import DATASETS as TINY
@@ -37,129 +33,13 @@ from datamodules.tinyworld import tiny_root
 from datamodules.transforms import CLIP_MEAN, CLIP_STD, normalise
 from genlab.batches import ClassTexts, FewShotBatch
 from genlab.errors import MissingPath, UserError
-from genlab.files import fingerprint
+from genlab.files import file_size, fingerprint
 from genlab.nearest import did_you_mean
 from genlab.training.randomness import keyed_rng
 
 log = logging.getLogger(__name__)
 
 Protocol = Literal["few_shot", "base_to_new", "cross_dataset"]
-
-TEMPLATES = {
-    "imagenet": "a photo of a {}.",
-    "caltech101": "a photo of a {}.",
-    "oxford_pets": "a photo of a {}, a type of pet.",
-    "stanford_cars": "a photo of a {}.",
-    "oxford_flowers": "a photo of a {}, a type of flower.",
-    "food101": "a photo of {}, a type of food.",
-    "fgvc": "a photo of a {}, a type of aircraft.",
-    "sun397": "a photo of a {}.",
-    "dtd": "{} texture.",
-    "eurosat": "a centered satellite photo of {}.",
-    "ucf101_midframes": "a photo of a person doing {}.",
-}
-ENSEMBLES = {  # averaged over, where a dataset has more than the one
-    "imagenet": [
-        "itap of a {}.",
-        "a bad photo of the {}.",
-        "a origami {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-    ],
-}
-
-
-@dataclass(frozen=True)
-class PictureSet:
-    """Pictures of a set.
-
-    Args:
-        dataset: Which they are from.
-        paths: (N,) of the files.
-        ids: (N,) below the dataset's folder.
-        labels: (N,) counting from 0 within the set's classes.
-        names: Of the classes, as prompts have them.
-        places: Of the classes among all of the dataset.
-        of: How many that are.
-    """
-
-    dataset: str
-    paths: NDArray[np.str_]
-    ids: NDArray[np.str_]
-    labels: NDArray[np.int64]
-    names: list[str]
-    places: list[int]
-    of: int
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-def centre(picture: Image.Image, size: int) -> torch.Tensor:
-    """CLIP's own preprocessing before normalisation: shorter side to ``size``, bicubically, centre crop; (3, size, size) uint8."""
-    resized = vision.resize(picture, [size], InterpolationMode.BICUBIC, antialias=True)
-    return vision.pil_to_tensor(vision.center_crop(resized, [size, size]))
-
-
-def random_crop(picture: Image.Image, size: int, scale: Sequence[float], rng: np.random.Generator) -> torch.Tensor:
-    """A crop of random area and proportion (3/4 to 4/3), resized bicubically, mirrored half of the time: (3, size, size) uint8.
-
-    Args:
-        scale: Smallest and largest share of the area.
-    """
-    width, height = picture.size
-    for _ in range(10):
-        area = width * height * rng.uniform(scale[0], scale[1])
-        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            break
-    else:  # the largest middle part of an allowed proportion
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
-        top, left = (height - h) // 2, (width - w) // 2
-    crop = vision.resized_crop(picture, top, left, h, w, [size, size], InterpolationMode.BICUBIC)
-    return vision.pil_to_tensor(vision.horizontal_flip(crop) if rng.random() < 0.5 else crop)
-
-
-class FewShotDataset(Dataset[dict[str, Any]]):
-    """Samples of a set: features where they are there, else pixels.
-
-    Args:
-        pictures: The set.
-        size: Pixels per side.
-        crop_scale: Of random crops; ``None`` for evaluation.
-        seed: Keys the crops.
-    """
-
-    def __init__(self, pictures: PictureSet, size: int, crop_scale: Sequence[float] | None = None, seed: int = 0) -> None:
-        self.pictures, self.size, self.crop_scale, self.seed = pictures, size, crop_scale, seed
-        self.features: torch.Tensor | None = None  # (N, D) or (V, N, D)
-        self.readable: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        i, own = draw.index, self.pictures
-        sample = {"label": int(own.labels[i]), "id": str(own.ids[i]), "index": i}
-        if self.features is None or self.readable is None:
-            return sample | self._pixels(draw)
-        at = (draw.epoch % len(self.features), i) if self.features.ndim == 3 else i
-        return sample | {"feature": self.features[at], "readable": self.readable[at]}
-
-    def _pixels(self, draw: Draw) -> dict[str, Any]:
-        i = draw.index
-        try:
-            picture = open_picture(Path(str(self.pictures.paths[i])))
-        except OSError:
-            return {"image": torch.zeros(3, self.size, self.size, dtype=torch.uint8), "readable": torch.tensor(False)}
-        if self.crop_scale is None:
-            return {"image": centre(picture, self.size), "readable": torch.tensor(True)}
-        rng = keyed_rng(self.seed, "augment", draw.epoch, str(self.pictures.ids[i]), draw.occurrence)
-        return {"image": random_crop(picture, self.size, self.crop_scale, rng), "readable": torch.tensor(True)}
 
 
 class FewShotImages(SplitData):
@@ -256,7 +136,7 @@ class FewShotImages(SplitData):
 
     def _fingerprint(self, name: str) -> str:
         own = self.sets[name]
-        return fingerprint((f"{i} {id}", _size(path)) for i, (id, path) in enumerate(zip(own.ids.tolist(), own.paths.tolist())))
+        return fingerprint((f"{i} {id}", file_size(path)) for i, (id, path) in enumerate(zip(own.ids.tolist(), own.paths.tolist())))
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -306,7 +186,7 @@ class FewShotImages(SplitData):
         self.sets |= self._drawn(lists)
         for dataset in self.targets():
             other = read_lists(self.root_of(dataset), dataset)
-            self.sets[dataset] = _make(dataset, other, "test", range(len(other.splits["test"])), range(len(other.names)))
+            self.sets[dataset] = picture_set(dataset, other, "test", range(len(other.splits["test"])), range(len(other.names)))
         for name, own in self.sets.items():
             log.info("%s: %d pictures of %d classes", name, len(own), len(own.names))
 
@@ -326,7 +206,7 @@ class FewShotImages(SplitData):
             val_split, val = "train", _held_out(labels["train"], found[0].train, h.shots, h.seed)
         everyone = list(range(len(lists.names)))
         base, new = halves(labels["train"]) if h.protocol == "base_to_new" else (everyone, [])
-        make = partial(_make, h.dataset, lists)
+        make = partial(picture_set, h.dataset, lists)
         sets = {"train": make("train", chosen["train", 0], base), "val": make(val_split, val, base)}
         every_test = range(len(labels["test"]))
         if h.protocol == "base_to_new":
@@ -513,39 +393,6 @@ class FewShotImages(SplitData):
         return report
 
 
-def collate(samples: list[dict[str, Any]]) -> FewShotBatch:
-    """Samples -> batch."""
-    batch: Any = default_collate([{key: value for key, value in each.items() if key != "id"} for each in samples])
-    return batch | {"id": [each["id"] for each in samples]}
-
-
-def sentences_of(path: Path, names: Sequence[str]) -> list[list[str]]:
-    """Sentences for each class from a JSON file in CuPL's form: class name -> list of sentences. Case and underscores do not matter.
-
-    Raises:
-        UserError: The file has another form, or lacks classes; all of them in one message.
-    """
-    content = read_json(path, "python -m genlab data prepare descriptions writes one.")
-    if not isinstance(content, dict) or not all(isinstance(v, list) and all(isinstance(s, str) for s in v) for v in content.values()):
-        raise UserError(f"{path}: expected an object: class name -> list of sentences.")
-    known = {spoken(name).lower(): lines for name, lines in content.items()}
-    if missing := [name for name in names if not known.get(name.lower())]:
-        raise UserError(f"{path} has no sentences for {len(missing)} of {len(names)} classes: {', '.join(missing)}. Add them there.")
-    return [known[name.lower()] for name in names]
-
-
-def _make(dataset: str, lists: FewShotLists, split: str, positions: Sequence[int], classes: Sequence[int]) -> PictureSet:
-    """Those of the pictures at these positions of a split whose class is one of these."""
-    pictures: list[Picture] = [lists.splits[split][i] for i in positions]
-    kept = subset([picture.label for picture in pictures], classes)
-    ids = [pictures[i].path for i, _ in kept]
-    paths = [str(lists.folder / name) for name in ids]
-    labels = np.array([label for _, label in kept], np.int64)
-    places = sorted(classes)
-    names = [spoken(lists.names[place]) for place in places]
-    return PictureSet(dataset, np.array(paths, np.str_), np.array(ids, np.str_), labels, names, places, len(lists.names))
-
-
 def _held_out(labels: Sequence[int], taken: Sequence[int], shots: int, seed: int) -> list[int]:
     """Validation pictures for a dataset without: of each class, training pictures that were not drawn."""
     free = np.setdiff1d(np.arange(len(labels)), taken)
@@ -553,17 +400,3 @@ def _held_out(labels: Sequence[int], taken: Sequence[int], shots: int, seed: int
     of_free = np.asarray(labels)[free]
     chosen = [rng.permutation(free[of_free == label])[: min(shots, 4)] for label in np.unique(of_free)]
     return [int(i) for own in chosen for i in own]
-
-
-def _size(path: str) -> int:
-    try:
-        return Path(path).stat().st_size
-    except OSError:
-        return -1
-
-
-def read_names(path: Path) -> list[str]:
-    """Class names of a text file with one a line, or the keys of a JSON object."""
-    if path.suffix == ".json":
-        return list(json.loads(path.read_text(encoding="utf-8")))
-    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.transforms import random_part
+
 
 def resized(x: Tensor, size: int) -> Tensor:
     """(C, H, W) -> (C, size, size), bilinear."""
@@ -62,13 +64,9 @@ class SpectralAugment:
         return x
 
     def _crop(self, x: Tensor, rng: np.random.Generator) -> Tensor:
-        """A random part: area and ratio are drawn up to ten times until it fits, as torchvision does; else all of it."""
-        height, width = x.shape[-2:]
-        for _ in range(10):
-            area = height * width * rng.uniform(*self.scale)
-            ratio = float(np.exp(rng.uniform(*np.log(self.ratio))))
-            wide, high = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
-            if 0 < wide <= width and 0 < high <= height:
-                top, left = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
-                return x[:, top : top + high, left : left + wide]
-        return x
+        """A random part, or all of it where none fits."""
+        part = random_part(x.shape[-2], x.shape[-1], self.scale, self.ratio, rng)
+        if part is None:
+            return x
+        top, left, high, wide = part
+        return x[:, top : top + high, left : left + wide]

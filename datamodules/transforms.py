@@ -145,3 +145,26 @@ class TrainAugmentation:
 
     def _vary(self, video: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
         return each_frame(video, change) if self.mode == "official" else change(video)
+
+
+def random_part(
+    height: int, width: int, scale: Sequence[float], ratio: Sequence[float], rng: np.random.Generator
+) -> tuple[int, int, int, int] | None:
+    """Top, left, height, width of a random part of a picture, as torchvision's ``RandomResizedCrop`` draws one.
+
+    Args:
+        scale: Smallest and largest share of the area.
+        ratio: Of width to height, likewise; drawn evenly in its logarithm.
+
+    Returns:
+        ``None`` where ten draws in a row did not fit into the picture.
+    """
+    (smallest, largest), (narrow, broad) = scale, ratio
+    for _ in range(10):
+        area = height * width * rng.uniform(smallest, largest)
+        drawn = float(np.exp(rng.uniform(np.log(narrow), np.log(broad))))
+        wide, high = round((area * drawn) ** 0.5), round((area / drawn) ** 0.5)
+        if 0 < wide <= width and 0 < high <= height:
+            top, left = int(rng.integers(0, height - high + 1)), int(rng.integers(0, width - wide + 1))
+            return top, left, high, wide
+    return None

@@ -85,3 +85,11 @@ def fingerprint(files: Iterable[tuple[str, int]]) -> str:
     for name, size in sorted(files):
         digest.update(f"{name}\0{size}\n".encode())
     return digest.hexdigest()
+
+
+def file_size(path: Path | str) -> int:
+    """Bytes; -1 where there is no such file."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return -1

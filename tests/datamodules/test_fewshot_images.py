@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.fewshot_images import FewShotImages, centre, random_crop, sentences_of
+from datamodules.fewshot_images import FewShotImages
 from datamodules.fewshot_index import PLACES
+from datamodules.fewshot_pictures import centre, random_crop
 from datamodules.fewshot_sampling import draws, halves, subset
+from datamodules.fewshot_texts import sentences_of
 from datamodules.sampling import Draw
 from datamodules.tinyworld import make
 from genlab.errors import MissingPath, UserError
