@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from genlab.figures import PALETTE, QUIET, _chart, _finish, _short
+from genlab.figures import PALETTE, QUIET, chart, finish, short
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -31,13 +31,13 @@ def det_curve(scores: ArrayLike, labels: ArrayLike, types: Sequence[str], path: 
     values, live, kinds = np.asarray(scores, np.float64), np.asarray(labels).astype(bool), np.asarray(types, object)
     thresholds = np.append(np.unique(values), np.inf)
     least = 0.5 / max(len(values), 1)  # an error of none in N is drawn at half of one in N
-    with _chart(5.6, 4.6) as (figure, (ax,)):
+    with chart(5.6, 4.6) as (figure, (ax,)):
         bpcer = np.searchsorted(np.sort(values[live]), thresholds) / max(int(live.sum()), 1)
         for number, name in enumerate(sorted(set(kinds[~live]))):
             attacks = np.sort(values[~live & (kinds == name)])
             apcer = 1 - np.searchsorted(attacks, thresholds) / len(attacks)
             x, y = (norm.ppf(np.clip(each, least, 1 - least)) for each in (apcer, bpcer))
-            ax.plot(x, y, color=PALETTE[number % len(PALETTE)], linewidth=1.6, label=f"{_short(name, 18)} ({len(attacks)})")
+            ax.plot(x, y, color=PALETTE[number % len(PALETTE)], linewidth=1.6, label=f"{short(name, 18)} ({len(attacks)})")
         ticks, limits = norm.ppf(TICKS), (norm.ppf(least / 1.5), norm.ppf(0.97))
         ax.plot(limits, limits, color=QUIET, linewidth=0.8, linestyle=":")
         names = [f"{tick:.1%}" if tick < 0.01 else f"{tick:.0%}" for tick in TICKS]
@@ -52,7 +52,7 @@ def det_curve(scores: ArrayLike, labels: ArrayLike, types: Sequence[str], path: 
         )
         if (~live).any():
             ax.legend(loc="upper right")
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def embedding_map(vectors: ArrayLike, names: Sequence[str], path: Path | str | None = None) -> Image.Image:
@@ -61,7 +61,7 @@ def embedding_map(vectors: ArrayLike, names: Sequence[str], path: Path | str | N
     centred = rows - rows.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     places, shares = centred @ directions[:2].T, sizes**2 / max(float((sizes**2).sum()), 1e-12)
-    with _chart(5.6, 4.6) as (figure, (ax,)):
+    with chart(5.6, 4.6) as (figure, (ax,)):
         for number, name in enumerate(sorted(set(kinds))):
             mine = places[kinds == name]
             ax.scatter(
@@ -71,7 +71,7 @@ def embedding_map(vectors: ArrayLike, names: Sequence[str], path: Path | str | N
                 alpha=0.7,
                 linewidths=0,
                 color=PALETTE[number % len(PALETTE)],
-                label=f"{_short(name, 18)} ({len(mine)})",
+                label=f"{short(name, 18)} ({len(mine)})",
             )
         ax.set(
             title="Embeddings",
@@ -79,4 +79,4 @@ def embedding_map(vectors: ArrayLike, names: Sequence[str], path: Path | str | N
             ylabel=f"second ({shares[1]:.0%})" if len(shares) > 1 else "",
         )
         ax.legend(loc="best")
-        return _finish(figure, path)
+        return finish(figure, path)

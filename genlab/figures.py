@@ -33,7 +33,7 @@ DPI = 160  # of a figure drawn 7 to 9 inches wide: sharp at the width of a page
 
 
 @contextlib.contextmanager
-def _chart(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+def chart(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure in the house's look, without pyplot and so without global figures; its text is never parsed as mathematics."""
     import matplotlib as mpl
     from cycler import cycler
@@ -70,7 +70,7 @@ def _chart(width: float, height: float, rows: int = 1, columns: int = 1) -> Iter
         yield figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def _finish(figure: Figure, path: Path | str | None) -> Image.Image:
+def finish(figure: Figure, path: Path | str | None) -> Image.Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -86,7 +86,7 @@ def _saved(image: Image.Image, path: Path | str | None) -> Image.Image:
     return image
 
 
-def _short(name: object, length: int = 28) -> str:
+def short(name: object, length: int = 28) -> str:
     """A name for a label: one line, shortened in the middle; a leading underscore would hide it from a legend."""
     text = " ".join(str(name).split())
     if len(text) > length:
@@ -118,7 +118,7 @@ def score_histogram(
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
     bins = np.linspace(0, 1, 21)
-    with _chart(max(2.2 * columns, 4.0), 1.65 * rows + 0.6, rows, columns) as (figure, axes):
+    with chart(max(2.2 * columns, 4.0), 1.65 * rows + 0.6, rows, columns) as (figure, axes):
         for ax, name in zip(axes, panels):
             mine = values[fake & (names == name)]
             for chosen, color, label in ((values[~fake], REAL, "real"), (mine, FAKE, "generated")):
@@ -131,14 +131,14 @@ def score_histogram(
             ax.grid(False)
             ax.spines["left"].set_visible(False)
             if name is not None:
-                ax.set_title(f"{_short(name, 16)}\n", fontsize=9)
+                ax.set_title(f"{short(name, 16)}\n", fontsize=9)
                 told = f"recall {np.mean(mine > threshold):.3f} · n {len(mine)}"
                 ax.text(0, 1.04, told, transform=ax.transAxes, fontsize=7.5, color=QUIET)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         figure.supxlabel("score = P(generated)", fontsize=9)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def roc_pr(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], path: Path | str | None = None) -> Image.Image:
@@ -146,7 +146,7 @@ def roc_pr(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], path
     from genlab.metrics import generators as metric  # imports torch
 
     values, fake, names = _arrays(scores, labels, generators)
-    with _chart(8.4, 3.9, 1, 2) as (figure, (roc, pr)):
+    with chart(8.4, 3.9, 1, 2) as (figure, (roc, pr)):
         styles = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # a palette of ten comes round again in other dashes
         handles, entries = [], []
         for number, name in enumerate(sorted(set(names[fake]))):
@@ -157,7 +157,7 @@ def roc_pr(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], path
             recall, precision = metric.precision_recall_curve(s, y)
             pr.step(np.append(0, recall), np.append(precision[:1], precision), where="pre", color=color, linestyle=dashes, linewidth=1.4)
             handles.append(line)
-            entries.append(f"{_short(name, 18)}  AUROC {metric.roc_auc(s, y):.3f}, AP {metric.average_precision(s, y):.3f}")
+            entries.append(f"{short(name, 18)}  AUROC {metric.roc_auc(s, y):.3f}, AP {metric.average_precision(s, y):.3f}")
         roc.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, linestyle=":")
         roc.set(title="ROC", xlabel="false positive rate", ylabel="recall")
         pr.set(title="Precision and recall", xlabel="recall", ylabel="precision")
@@ -166,7 +166,7 @@ def roc_pr(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], path
         if entries:
             figure.legend(handles, entries, loc="outside lower center", ncols=min(len(entries), 2))
         figure.set_figheight(4.4 + 0.2 * math.ceil(len(entries) / 2))
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
@@ -181,7 +181,7 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) ->
     bare = {key: key.removesuffix("_step").removesuffix("_epoch") for key in series}
     if not groups:
         raise ValueError("rows: no column of train/loss…, val/… or lr… with a step; is this a run's metrics.csv?")
-    with _chart(max(3.6 * len(groups), 4.6), 3.3, 1, len(groups)) as (figure, axes):
+    with chart(max(3.6 * len(groups), 4.6), 3.3, 1, len(groups)) as (figure, axes):
         for ax, (title, keys) in zip(axes, groups.items()):
             for number, key in enumerate(keys):
                 x, y = (np.array(values) for values in series[key])
@@ -189,13 +189,13 @@ def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) ->
                 if len(x) >= 60:  # noise faint, its running mean in front
                     ax.plot(x, y, color=color, linewidth=0.8, alpha=0.25)
                     y = _running_mean(y, len(y) // 25)
-                ax.plot(x, y, color=color, marker="o" if len(x) <= 12 else "", ms=3, label=f"{_short(bare[key], 24)}  {y[-1]:.4g}")
+                ax.plot(x, y, color=color, marker="o" if len(x) <= 12 else "", ms=3, label=f"{short(bare[key], 24)}  {y[-1]:.4g}")
             ax.set(title=title, xlabel="step")
             ax.margins(x=0.02)
             ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=1 if len(keys) <= 3 else 2)
             if title == "Learning rate":
                 ax.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def curve_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[list[float], list[float]]], dict[str, list[str]]]:
@@ -237,15 +237,15 @@ def scatter(points: Sequence[Mapping[str, Any]], x_label: str, y_label: str, pat
         y_label: Beside the vertical one.
         path: PNG to write.
     """
-    with _chart(7.2, 4.4) as (figure, (ax,)):
+    with chart(7.2, 4.4) as (figure, (ax,)):
         for number, point in enumerate(each for each in points if math.isfinite(each["x"]) and math.isfinite(each["y"])):
             marker = "osD^vPX"[number // len(PALETTE) % 7]  # a palette of ten comes round again in other shapes
-            ax.plot(point["x"], point["y"], marker, color=PALETTE[number % len(PALETTE)], ms=7, label=_short(point["name"]))
+            ax.plot(point["x"], point["y"], marker, color=PALETTE[number % len(PALETTE)], ms=7, label=short(point["name"]))
         ax.set(xlabel=x_label, ylabel=y_label)
         ax.margins(0.08)
         if points:
             figure.legend(loc="outside right upper")
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def bars(table: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
@@ -263,21 +263,21 @@ def bars(table: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> 
     if not numeric:
         raise ValueError(f"table: {len(table)} rows with columns {columns}; need rows, and a numeric column after the first.")
     thick = 0.8 / len(numeric)
-    with _chart(7.2, 0.75 + len(table) * (0.16 + 0.17 * len(numeric))) as (figure, (ax,)):
+    with chart(7.2, 0.75 + len(table) * (0.16 + 0.17 * len(numeric))) as (figure, (ax,)):
         y = np.arange(len(table))
         for number, column in enumerate(numeric):
             values = np.array([float(row[column]) for row in table])
             color = PALETTE[number % len(PALETTE)]
-            drawn = ax.barh(y + (number + 0.5) * thick - 0.4, values, thick * 0.9, color=color, label=_short(column))
+            drawn = ax.barh(y + (number + 0.5) * thick - 0.4, values, thick * 0.9, color=color, label=short(column))
             told = [f"{value:.3f}" if math.isfinite(value) else "–" for value in values]
             ax.bar_label(drawn, told, padding=2, fontsize=7, color=QUIET)
-        ax.set_yticks(y, [_short(row[columns[0]]) for row in table])
+        ax.set_yticks(y, [short(row[columns[0]]) for row in table])
         ax.set_ylim(len(table) - 0.45, -0.55)
         ax.margins(x=0.08)
         ax.grid(False, axis="y")
         ax.tick_params(axis="y", length=0)
         figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=len(numeric))
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def accuracy_over_shots(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
@@ -290,7 +290,7 @@ def accuracy_over_shots(rows: Sequence[Mapping[str, Any]], path: Path | str | No
     datasets, methods = (list(dict.fromkeys(str(row[key]) for row in rows)) for key in ("dataset", "method"))
     columns = min(3, len(datasets))
     lines = -(-len(datasets) // columns)
-    with _chart(3.0 * columns + 1.6, 2.6 * lines, lines, columns) as (figure, axes):
+    with chart(3.0 * columns + 1.6, 2.6 * lines, lines, columns) as (figure, axes):
         for ax, dataset in zip(axes, datasets):
             for number, method in enumerate(methods):
                 own = [row for row in rows if (row["dataset"], row["method"]) == (dataset, method)]
@@ -298,16 +298,16 @@ def accuracy_over_shots(rows: Sequence[Mapping[str, Any]], path: Path | str | No
                 values = [np.array([float(row["acc"]) for row in own if row["shots"] == count]) for count in shots]
                 color = PALETTE[number % len(PALETTE)]
                 means, deviations = [v.mean() for v in values], [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
-                ax.errorbar(shots, means, deviations, color=color, marker="o", markersize=3, linewidth=1.4, capsize=2, label=_short(method))
+                ax.errorbar(shots, means, deviations, color=color, marker="o", markersize=3, linewidth=1.4, capsize=2, label=short(method))
             ax.set_xscale("log", base=2)
             ax.set_xticks(shots := sorted({int(row["shots"]) for row in rows}), [str(count) for count in shots])
-            ax.set_title(_short(dataset))
+            ax.set_title(short(dataset))
             ax.set_xlabel("shots")
         axes[0].set_ylabel("accuracy, %")
         for ax in axes[len(datasets) :]:
             ax.set_visible(False)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 def reliability(
@@ -320,20 +320,20 @@ def reliability(
         path: PNG to write.
         bins: Of equal width.
     """
-    with _chart(5.2, 3.8) as (figure, (ax,)):
+    with chart(5.2, 3.8) as (figure, (ax,)):
         ax.plot([0, 1], [0, 1], color="#c9ced6", linewidth=1)
         for number, (method, (sure, right)) in enumerate(answers.items()):
             chance, truth = np.asarray(sure, np.float64), np.asarray(right, np.float64)
             place = np.minimum((chance * bins).astype(int), bins - 1)
             there = [b for b in range(bins) if (place == b).any()]
             x, y = [chance[place == b].mean() for b in there], [truth[place == b].mean() for b in there]
-            ax.plot(x, y, color=PALETTE[number % len(PALETTE)], marker="o", markersize=3, linewidth=1.4, label=_short(method))
+            ax.plot(x, y, color=PALETTE[number % len(PALETTE)], marker="o", markersize=3, linewidth=1.4, label=short(method))
         ax.set_xlim(0, 1)
         ax.set_ylim(0, 1)
         ax.set_xlabel("probability of the answer")
         ax.set_ylabel("share that is right")
         figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
-        return _finish(figure, path)
+        return finish(figure, path)
 
 
 # Frames and photographs

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from genlab.batches import Evaluated, InpaintingBatch, Strip
 from genlab.errors import UserError
 from genlab.files import write_bytes
 from genlab.holes import Avoid, patch_seed, second_hole
+from genlab.methods.inpaint_consistency.fillings import Batched, FirstStore, Pair, Picture, Spoiler, digest, file_name
 from genlab.methods.inpaint_consistency.outcome import BASELINES, Outcome, read_human_scores
 from genlab.methods.inpaint_consistency.report import write_sections, write_tables
 from genlab.methods.inpaint_consistency.rows import Rows
@@ -42,7 +42,7 @@ from genlab.metrics.consistency import (
     fill_seed,
     higher_is_better,
 )
-from genlab.models.inpainters import SANITY, Degraded, Inpainter, OpenCV, fill_in_batches, to_uint8
+from genlab.models.inpainters import SANITY, Degraded, Inpainter, OpenCV, to_uint8
 from genlab.models.inpainters_external import Precomputed
 from genlab.reports import Report
 from genlab.store import content_key
@@ -219,7 +219,7 @@ class InpaintConsistency(Method):
         self.skipped += len(batch["id"]) - len(usable) - len(unreadable)
         out: list[dict[str, Any]] = [{"id": name, "label": "", "score": "", "status": "unreadable"} for name in unreadable]
         strips: list[Strip] = []
-        chosen = [_Picture.of(batch, i, self.hparams.base_seed) for i in usable]
+        chosen = [Picture.of(batch, i, self.hparams.base_seed) for i in usable]
         if chosen:
             images = torch.stack([each.image for each in chosen])
             done: dict[int, Tensor] = {}
@@ -235,14 +235,14 @@ class InpaintConsistency(Method):
                 strips = [self._strip(p, [done[id(f1)][n] for f1 in self.f1[:8]]) for n, p in enumerate(chosen)]
         return {"rows": out, "strips": strips}
 
-    def _strip(self, picture: _Picture, firsts: list[Tensor]) -> Strip:
+    def _strip(self, picture: Picture, firsts: list[Tensor]) -> Strip:
         hidden = picture.image.masked_fill(picture.hole, 0.5)
         frames = to_uint8(torch.stack([picture.image, hidden, *firsts]))
         return {"id": picture.id, "caption": f"picture, hole, {', '.join(f1.name for f1 in self.f1[:8])}", "frames": frames, "heat": None}
 
     # First pass
 
-    def _first(self, f1: Inpainter, pictures: Sequence[_Picture], images: Tensor, done: dict[int, Tensor]) -> Tensor:
+    def _first(self, f1: Inpainter, pictures: Sequence[Picture], images: Tensor, done: dict[int, Tensor]) -> Tensor:
         """X1 of all pictures, from the store or made now; (B, 3, H, W)."""
         assert self.rows is not None and self.measure is not None
         seeds = [fill_seed(self.hparams.base_seed, p.index) for p in pictures]
@@ -250,14 +250,14 @@ class InpaintConsistency(Method):
             content_key("first", VERSION, p.key, f1.key(), seed, self.hparams.composite, p.prompt, p.id if f1.finds else "")
             for p, seed in zip(pictures, seeds)
         ]
-        store = _FirstStore(self.folder / "first" / _file_name(f1.name), self.hparams.composite)
+        store = FirstStore(self.folder / "first" / file_name(f1.name), self.hparams.composite)
         kept = {} if f1.finds else {n: found for n, key in enumerate(keys) if (found := store.get(key, images[n], pictures[n].hole))}
         todo = [n for n in range(len(pictures)) if n not in kept]
         if todo:
             chosen = [pictures[n] for n in todo]
             holes = torch.stack([p.hole for p in chosen])
             started = time.perf_counter()
-            filler = _Spoiler(f1, done[id(f1.inner)][todo]) if isinstance(f1, Degraded) and id(f1.inner) in done else _Batched(f1)
+            filler = Spoiler(f1, done[id(f1.inner)][todo]) if isinstance(f1, Degraded) and id(f1.inner) in done else Batched(f1)
             filled = fill_holes(
                 filler, images[todo], holes, [seeds[n] for n in todo], [p.prompt for p in chosen], [p.id for p in chosen],
                 self.hparams.composite,
@@ -270,7 +270,7 @@ class InpaintConsistency(Method):
                     store.put(keys[n], filled.images[number], pictures[n].hole, facts)
         first = torch.stack([kept[n][0] for n in range(len(pictures))])
         for n, (picture, key) in enumerate(zip(pictures, keys)):
-            key = content_key(key, _digest(first[n]) if f1.finds else "", self._measured())
+            key = content_key(key, digest(first[n]) if f1.finds else "", self._measured())
             if self.rows.missing([key]):
                 values = {name: float(value) for name, value in self.measure(picture.image[None], first[n : n + 1]).items()}
                 lively = float(detail(first[n : n + 1], picture.hole[None]))
@@ -285,21 +285,21 @@ class InpaintConsistency(Method):
 
     # Second pass
 
-    def _second(self, f1: Inpainter, f2: Inpainter, pictures: Sequence[_Picture], first: Tensor) -> list[float | None]:
+    def _second(self, f1: Inpainter, f2: Inpainter, pictures: Sequence[Picture], first: Tensor) -> list[float | None]:
         """Fills what is missing of K second holes of every picture, and gives the pictures' means of the first distance."""
         assert self.rows is not None
         h, holes = self.hparams, self.second_holes
         patch = holes.patch or default_patch(*first.shape[-2:])
-        todo: list[_Pair] = []
+        todo: list[Pair] = []
         per_picture: list[list[str]] = []
         for n, picture in enumerate(pictures):
             per_picture.append([])
-            digest = _digest(first[n])
+            content = digest(first[n])
             for k in range(h.k):
                 seed = patch_seed(h.base_seed, picture.index, k)
                 draw = fill_seed(h.base_seed, picture.index, k)
                 rule = [seed, draw, patch, holes.ratio, holes.avoid, h.composite, picture.prompt]
-                key = content_key("second", picture.key, digest, f1.key(), f2.key(), rule, self._measured())
+                key = content_key("second", picture.key, content, f1.key(), f2.key(), rule, self._measured())
                 per_picture[n].append(key)
                 self.visited.append({"key": key, "pass": 2, "f1": f1.name, "f2": f2.name, "k": k, **picture.facts})
                 if self.rows.missing([key]):
@@ -307,7 +307,7 @@ class InpaintConsistency(Method):
                     if hole is None:
                         self.rows.put(key, {"valid": False})
                     else:
-                        todo.append(_Pair(n, k, key, hole[None].to(first.device), draw))
+                        todo.append(Pair(n, k, key, hole[None].to(first.device), draw))
         for start in range(0, len(todo), f2.batch_size):
             self._fill_pairs(f1, f2, pictures, first, todo[start : start + f2.batch_size])
         means: list[float | None] = []
@@ -317,13 +317,13 @@ class InpaintConsistency(Method):
             means.append(float(np.mean(values)) if values else None)
         return means
 
-    def _fill_pairs(self, f1: Inpainter, f2: Inpainter, pictures: Sequence[_Picture], first: Tensor, pairs: Sequence[_Pair]) -> None:
+    def _fill_pairs(self, f1: Inpainter, f2: Inpainter, pictures: Sequence[Picture], first: Tensor, pairs: Sequence[Pair]) -> None:
         """Second fillings of one batch: each is stored as soon as it is measured."""
         assert self.rows is not None and self.measure is not None
         numbers, holes = [pair.picture for pair in pairs], torch.stack([pair.hole for pair in pairs])
         started = time.perf_counter()
         filled = fill_holes(
-            _Batched(f2), first[numbers], holes, [pair.draw for pair in pairs], [pictures[n].prompt for n in numbers],
+            Batched(f2), first[numbers], holes, [pair.draw for pair in pairs], [pictures[n].prompt for n in numbers],
             composite=self.hparams.composite,
         )  # fmt: skip
         seconds = (time.perf_counter() - started) / len(pairs)
@@ -338,9 +338,9 @@ class InpaintConsistency(Method):
 
     def panels(self, f1: str, f2: str, key: str) -> Path:
         """The report's pictures of one filling: picture, with hole, X1, with the second hole of k = 0, X2."""
-        return self.folder / "panels" / f"{_file_name(f1)}--{_file_name(f2)}" / f"{key}.jpg"
+        return self.folder / "panels" / f"{file_name(f1)}--{file_name(f2)}" / f"{key}.jpg"
 
-    def _write_panels(self, f1: Inpainter, f2: Inpainter, picture: _Picture, x1: Tensor, hole: Tensor, x2: Tensor) -> None:
+    def _write_panels(self, f1: Inpainter, f2: Inpainter, picture: Picture, x1: Tensor, hole: Tensor, x2: Tensor) -> None:
         shown = [picture.image, picture.image.masked_fill(picture.hole, 0.5), x1, x1.masked_fill(hole, 0.5), x2]
         sheet = Image.new("RGB", (len(shown) * (PANEL + 4) - 4, PANEL), "white")
         for number, pixels in enumerate(to_uint8(torch.stack(shown))):
@@ -415,109 +415,6 @@ class InpaintConsistency(Method):
             write_sections(report, self.outcome, self.panels, self.human, self.hparams.pictures)
 
 
-# ---- parts of a step
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture with its hole."""
-
-    image: Tensor
-    hole: Tensor
-    """(1, H, W) bool."""
-    prompt: str
-    group: str
-    id: str
-    index: int
-    key: str
-
-    @classmethod
-    def of(cls, batch: InpaintingBatch, i: int, base_seed: int) -> _Picture:
-        image, hole, index = batch["image"][i], batch["hole"][i], int(batch["index"][i])
-        key = content_key(_digest(image), hole.cpu().numpy().tobytes(), list(image.shape), index, base_seed)
-        return cls(image, hole, batch["prompt"][i], batch["group"][i], batch["id"][i], index, key)
-
-    @property
-    def share(self) -> float:
-        return float(self.hole.float().mean())
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"id": self.id, "index": self.index, "group": self.group, "hole1": self.share, "picture": self.key}
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A second filling that is still to be done."""
-
-    picture: int
-    k: int
-    key: str
-    hole: Tensor
-    draw: int
-
-
-@dataclass(frozen=True)
-class _Batched:
-    """Fills in batches of the inpainter's own size."""
-
-    inpainter: Inpainter
-
-    def fill(
-        self, images: Tensor, holes: Tensor, *, seeds: list[int], prompts: list[str] | None = None, ids: list[str] | None = None
-    ) -> Tensor:
-        return fill_in_batches(self.inpainter, images, holes, seeds=seeds, prompts=prompts, ids=ids)
-
-
-@dataclass(frozen=True)
-class _Spoiler:
-    """Spoils results that are there already, instead of having them made again."""
-
-    degraded: Degraded
-    finished: Tensor
-
-    def fill(
-        self, images: Tensor, holes: Tensor, *, seeds: list[int], prompts: list[str] | None = None, ids: list[str] | None = None
-    ) -> Tensor:
-        return self.degraded.spoil(self.finished, holes, seeds)
-
-
-class _FirstStore:
-    """First results on the disk, in full precision: another F2 or distance, and a run that goes on, find them.
-
-    Args:
-        folder: Of one inpainter.
-        composite: Known pixels are the picture's own, so that those of the hole are enough.
-    """
-
-    def __init__(self, folder: Path, composite: bool) -> None:
-        self.folder, self.composite = folder, composite
-
-    def put(self, key: str, image: Tensor, hole: Tensor, facts: dict[str, float]) -> None:
-        from safetensors.torch import save
-
-        values = image[:, hole[0]] if self.composite else image
-        content = save({"values": values.float().cpu().contiguous(), "facts": torch.tensor(list(facts.values()), dtype=torch.float64)})
-        write_bytes(self.folder / f"{key}.safetensors", content, sync=False)
-
-    def get(self, key: str, original: Tensor, hole: Tensor) -> tuple[Tensor, dict[str, float]] | None:
-        from safetensors.torch import load_file
-
-        path = self.folder / f"{key}.safetensors"
-        if not path.is_file():
-            return None
-        held = load_file(path)
-        image = original.clone() if self.composite else held["values"].to(original)
-        if self.composite:
-            image[:, hole[0]] = held["values"].to(original)
-        leak, seconds = held["facts"].tolist()
-        return image, {"leak": leak, "seconds": seconds}
-
-
-def _digest(image: Tensor) -> str:
-    return content_key(image.float().cpu().contiguous().numpy().tobytes())
-
-
 def _finite(values: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN."""
     return {name: value if np.isfinite(value) else None for name, value in values.items()}
@@ -535,9 +432,3 @@ def _folders(root: Path) -> list[Path]:
     if not found:
         raise UserError(f"model.results: {root} has no folder in it; it needs one with finished pictures for each method.")
     return found
-
-
-def _file_name(name: str) -> str:
-    """A name as a harmless file name; different ones stay different."""
-    plain = re.sub(r"[^\w.+-]+", "_", name)[:60]
-    return plain if plain == name else f"{plain}-{content_key(name)[:8]}"

@@ -33,76 +33,18 @@ from genlab.diffusion.losses import diffusion_loss, min_snr_weights, signal_to_n
 from genlab.diffusion.sampling import sample_latents
 from genlab.diffusion.schedule import add_noise, training_target
 from genlab.errors import UserError
-from genlab.files import write_json
 from genlab.methods.pretraining.base import Pretraining
 from genlab.methods.pretraining.judging import judged
+from genlab.methods.pretraining.pipeline_parts import fresh_text_encoder, fresh_unet, share_parts, widen_input
 from genlab.methods.pretraining.tokenizer import learn_tokenizer, merges_of, tokenizer_from, training_captions
+from genlab.training.averaging import update_average, warm_decay
 from genlab.training.randomness import keyed_rng, keyed_torch_generator
 from genlab.training.schedules import warm_flat
-from genlab.weights import TINY_MODELS
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from transformers import CLIPTextModel, CLIPTokenizer
-
-
-def fresh_unet(
-    channels: list[int],
-    layers: int,
-    heads: int,
-    groups: int,
-    latent_channels: int,
-    extra_channels: int,
-    text_width: int,
-    size: int,
-    plain_levels: int = 0,
-) -> UNet2DConditionModel:
-    """A UNet with attention to text on every level but the first ``plain_levels``.
-
-    Args:
-        channels: Width of each level, from the latents' own size down; each but the last one halves it.
-        layers: Residual blocks with attention per level on the way down; one more on the way up.
-        heads: Of each attention.
-        groups: Of the group norms; divides all widths.
-        latent_channels: In and out.
-        extra_channels: In only: mask and masked picture, for inpainting.
-        text_width: D of the text states.
-        size: Side of the latents, which pipelines take their default from.
-    """
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
-        sample_size=size,
-        in_channels=latent_channels + extra_channels,
-        out_channels=latent_channels,
-        block_out_channels=tuple(channels),
-        down_block_types=("DownBlock2D",) * plain_levels + ("CrossAttnDownBlock2D",) * (len(channels) - plain_levels),
-        up_block_types=("CrossAttnUpBlock2D",) * (len(channels) - plain_levels) + ("UpBlock2D",) * plain_levels,
-        layers_per_block=layers,
-        attention_head_dim=heads,  # the number of heads, whatever diffusers calls it
-        norm_num_groups=groups,
-        cross_attention_dim=text_width,
-    )
-
-
-def fresh_text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int) -> CLIPTextModel:
-    """CLIP's text tower for a tokenizer's vocabulary and length, with heads of 32 channels."""
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=max(width // 32, 1),
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModel(config)
 
 
 def random_holes(count: int, size: int, *keys: int | str) -> Tensor:
@@ -128,19 +70,6 @@ def random_holes(count: int, size: int, *keys: int | str) -> Tensor:
         else:
             mask.fill_(1)
     return masks
-
-
-def widen_input(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
-    """The network with ``extra`` further input channels, which it ignores until it has learnt to use them."""
-    from diffusers import UNet2DConditionModel
-
-    inputs = unet.config.in_channels
-    wider = UNet2DConditionModel.from_config(unet.config, in_channels=inputs + extra)
-    state = unet.state_dict()
-    weight = torch.zeros_like(wider.conv_in.weight)
-    weight[:, :inputs] = state["conv_in.weight"]
-    wider.load_state_dict(state | {"conv_in.weight": weight})
-    return wider
 
 
 class LatentDiffusion(Pretraining):
@@ -409,12 +338,10 @@ class LatentDiffusion(Pretraining):
     def optimizer_step(self, *args: Any, **options: Any) -> None:
         super().optimizer_step(*args, **options)
         self.ema_updates += 1
-        decay = min(self.hparams.ema_decay, float((1 + self.ema_updates) / (10 + self.ema_updates)))  # the first steps are soon forgotten
-        means, values = list(self.ema.parameters()), list(self.trained.parameters())
+        decay = warm_decay(int(self.ema_updates), self.hparams.ema_decay)
+        update_average(self.ema, self.trained, decay)
         if self.text_ema is not None:
-            means, values = [*means, *self.text_ema.parameters()], [*values, *self.text_encoder.parameters()]
-        with torch.no_grad():
-            torch._foreach_lerp_(means, values, 1 - decay)
+            update_average(self.text_ema, self.text_encoder, decay)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         settings, steps = self.hparams, int(self.trainer.estimated_stepping_batches)
@@ -481,24 +408,3 @@ class LatentDiffusion(Pretraining):
 
     def _parts(self) -> dict[str, nn.Module]:
         return {"unet": self.ema, "vae": self.vae, "text_encoder": self.text_ema or self.text_encoder}
-
-
-def share_parts(folder: Path, vae: str, text_encoder: str | None) -> None:
-    """Takes files out of a pipeline folder that tiny models ship anyway, and says in ``parts.json`` where they are."""
-    parts: dict[str, dict[str, str]] = {}
-    if vae.startswith("tiny:"):
-        for file in (folder / "vae").iterdir():
-            parts[f"vae/{file.name}"] = {"from": f"{vae.removeprefix('tiny:')}/vae/{file.name}"}
-    if text_encoder is not None and text_encoder.startswith("tiny:"):
-        source = text_encoder.removeprefix("tiny:")
-        pipeline = (TINY_MODELS / source / "text_encoder").is_dir()  # else a CLIP, both towers in one file
-        for file in (folder / "tokenizer").iterdir():
-            parts[f"tokenizer/{file.name}"] = {"from": f"{source}/tokenizer/{file.name}" if pipeline else f"{source}/{file.name}"}
-        tower = {"from": f"{source}/text_encoder/model.safetensors"}
-        if not pipeline:
-            tower = {"from": f"{source}/model.safetensors", "prefix": "text_model."}
-        parts["text_encoder/model.safetensors"] = tower
-    for name in parts:
-        (folder / name).unlink()
-    if parts:
-        write_json(folder / "parts.json", parts)
