@@ -299,7 +299,7 @@ def items(root: Path, dataset: str) -> list[Item]:
         UserError: None of these is found.
     """
     files = Files(root)
-    found = published(root, dataset) or _by_lists(root) or _by_folders(files)
+    found = annotations_of(root, dataset, files)
     if found is None:
         raise UserError(
             f"{root} holds no annotations of {dataset}. Expected {EXPECTED[dataset]}, or labels/*_labels.csv with video lists in "
@@ -314,8 +314,15 @@ def items(root: Path, dataset: str) -> list[Item]:
     return clips
 
 
+def annotations_of(root: Path, dataset: str, files: Files | None = None) -> Annotations | None:
+    """What is known of the clips in a folder: the owners' annotations, else lists, else folders named like classes."""
+    return published(root, dataset) or _by_lists(root) or _by_folders(files or Files(root))
+
+
+KINETICS_TABLES = "train.csv and val.csv with the columns label, youtube_id, time_start, time_end and split"
 EXPECTED = {
-    "kinetics400": "train.csv and val.csv with the columns label, youtube_id, time_start, time_end and split",
+    "kinetics400": KINETICS_TABLES,
+    "kinetics600": KINETICS_TABLES,
     "ucf101": "ucfTrainTestlist/classInd.txt",
     "hmdb51": "testTrainMulti_7030_splits/<class>_test_split1.txt",
     "ssv2": "labels.json, train.json and validation.json",
@@ -332,7 +339,7 @@ def published(root: Path, dataset: str, split: int = 1) -> Annotations | None:
             return read_hmdb51(folder, split)
         if dataset == "ssv2" and _ssv2_file(folder, "labels").is_file():
             return read_ssv2(folder)
-        if dataset == "kinetics400":
+        if dataset in ("kinetics400", "kinetics600"):
             tables = sorted(path for path in folder.iterdir() if path.suffix == ".csv" and _is_kinetics(path))
             if tables:
                 return read_kinetics(tables)

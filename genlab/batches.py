@@ -178,3 +178,20 @@ class Evaluated(TypedDict):
     rows: list[dict[str, Any]]
     """One per sample: ``id, label, score, status`` (``ok`` or ``unreadable``; then the score is empty) and the method's own columns."""
     strips: NotRequired[list[Strip]]
+
+
+class ActionBatch(TypedDict):
+    """Clips with the class of their action; in evaluation a clip may be seen in several views."""
+
+    video: Tensor
+    """(B, V, T, 3, H, W) uint8 RGB; V = 1 in training. The method normalises. Unreadable clips are zero."""
+    label: Tensor
+    """(B,) int64, position among the set's classes; -1 where it is not known."""
+    id: list[str]
+    """The path below the root; of one's own clips, as given."""
+    index: Tensor
+    """(B,) int64, position in the set; names a sample across ranks."""
+    readable: Tensor
+    """(B,) bool; in training True, and where ``substituted`` says so another clip of the class stands here."""
+    substituted: Tensor
+    """(B,) bool, training only."""

@@ -280,6 +280,17 @@ def bars(table: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> 
         return finish(figure, path)
 
 
+def lines(points: Mapping[str, Mapping[float, float]], x_label: str, y_label: str, path: Path | str | None = None) -> Image.Image:
+    """A line for each name, through its (x, y) points."""
+    with chart(6.4, 3.6) as (figure, (ax,)):
+        for number, (name, places) in enumerate(points.items()):
+            x = sorted(places)
+            ax.plot(x, [places[each] for each in x], marker="o", ms=4, color=PALETTE[number % len(PALETTE)], label=short(name))
+        ax.set(xlabel=x_label, ylabel=y_label)
+        figure.legend(loc="outside right upper")
+        return finish(figure, path)
+
+
 def accuracy_over_shots(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
     """A panel per dataset, a line per method: mean accuracy over the number of training pictures per class, bars for its deviation.
 
@@ -334,6 +345,13 @@ def reliability(
         ax.set_ylabel("share that is right")
         figure.legend(*ax.get_legend_handles_labels(), loc="outside right upper")
         return finish(figure, path)
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as a file's content."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 # Frames and photographs

@@ -10,20 +10,19 @@ code, and what neither states is marked so in docs/spectral_fas.md.
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import math
 from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
 from genlab.batches import Evaluated, SpectralBatch, Strip
 from genlab.detection_figures import det_curve, embedding_map
 from genlab.errors import UserError
+from genlab.figures import png
 from genlab.losses.region_independence import RegionIndependence
 from genlab.losses.supcon import CrossBatchMemory, mean_over_ranks
 from genlab.metrics.acer import AttackMetrics, Rule, best_threshold
@@ -401,14 +400,8 @@ class SpectralFAS(Method):
         scored = [row for row in rows if row["status"] == "ok" and row["label"] != ""]
         if len({row["label"] for row in scored}) == 2:
             scores, labels, types = ([row[name] for row in scored] for name in ("score", "label", "type"))
-            files["media/det.png"] = _png(det_curve(scores, labels, types))
+            files["media/det.png"] = png(det_curve(scores, labels, types))
         if len(self._mapped) > 2:
             vectors, names = zip(*self._mapped)
-            files["media/embeddings.png"] = _png(embedding_map(np.stack(vectors), names))
+            files["media/embeddings.png"] = png(embedding_map(np.stack(vectors), names))
         return files
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -42,18 +42,23 @@ class TinyBackbone(nn.Module):
 
 
 class EfficientNetBackbone(nn.Module):
-    """timm's EfficientNet with a central-difference stem: the output of its third stage, and of its head convolution."""
+    """timm's EfficientNet with a central-difference stem: the outputs of its third stage, and of its head convolution or last stage."""
 
-    def __init__(self, network: Any, channels: int, theta: float) -> None:
+    def __init__(self, network: Any, channels: int, theta: float, stages: int | None = None) -> None:
         super().__init__()
         stem = network.conv_stem
         self.network = network
+        if stages is not None:
+            if not 4 <= stages <= len(network.blocks):
+                raise UserError(f"model.backbone.stages: {stages} is out of range; use 4 to {len(network.blocks)}, or null for all.")
+            network.blocks = network.blocks[:stages]
+            network.conv_head, network.bn2 = nn.Identity(), nn.Identity()
         self.network.conv_stem = CentralDifferenceConv(channels, stem.out_channels, stem.stride[0], theta)
         self.early_width = _out_channels(network.blocks[2])
-        self.final_width = int(network.num_features)
+        self.final_width = int(network.num_features) if stages is None else _out_channels(network.blocks[-1])
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> strides 8 and 32."""
+        """(B, C, H, W) -> strides 8 and 32; of fewer stages 16 or 32."""
         net = self.network
         x = net.bn1(net.conv_stem(x))
         for stage in net.blocks[:3]:
@@ -97,6 +102,7 @@ class SpectralBackbone:
         theta: Of the central-difference stem (EfficientNets and ``tiny``).
         drop_path: Stochastic depth, per block rising linearly from 0.
         bn_momentum: Of all batch norms of the backbone.
+        stages: Of an EfficientNet take the first ones only, 4 or more, without its head convolution: for small pictures.
     """
 
     name: str = "tf_efficientnet_b3.ap_in1k"
@@ -105,6 +111,7 @@ class SpectralBackbone:
     theta: float = 0.7
     drop_path: float = 0.2
     bn_momentum: float = 0.01
+    stages: int | None = None
 
     @property
     def pretrained(self) -> bool:
@@ -136,7 +143,7 @@ class SpectralBackbone:
         for part in network.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.momentum = self.bn_momentum
-        return FeaturesBackbone(network) if plain else EfficientNetBackbone(network, channels, self.theta)
+        return FeaturesBackbone(network) if plain else EfficientNetBackbone(network, channels, self.theta, self.stages)
 
     def _load(self, network: nn.Module) -> None:
         """Everything but the stem and the classifier."""

@@ -25,13 +25,13 @@ from genlab.models.clip import ClipBackbone, load_clip
 from genlab.models.prompts import class_texts, text_prototypes
 from genlab.store import content_key
 from genlab.training.base import Method
+from genlab.training.class_rows import class_rows
 from genlab.training.features import weights_key
 from genlab.training.picture_features import picture_features
 
 log = logging.getLogger(__name__)
 
 TextKind = Literal["template", "ensemble", "descriptions"]
-TOP = 5  # classes named in a prediction
 NAMED = 5  # files named in a message
 
 
@@ -268,23 +268,12 @@ class FewShotMethod(Method):
                 cast(Any, metrics[metric]).update(logits[readable], labels[readable])
             for metric, called in out.more.items():
                 cast(Any, metrics[metric]).update(called[readable], labels[readable])
-        chances = logits.softmax(1)
-        best = chances.topk(min(TOP, len(names)), 1)
-        rows: list[dict[str, Any]] = []
         several = stage == "test" and len(self.data.eval_sets("test")) > 1
+        rows = class_rows(batch["id"], labels, readable, logits.softmax(1), names, stage == "predict", name if several else "")
         for i, ok in enumerate(readable.tolist()):
-            row: dict[str, Any] = {"id": batch["id"][i], "label": names[int(labels[i])] if stage != "predict" else ""}
-            row |= {"score": float(best.values[i, 0]) if ok else "", "status": "ok" if ok else "unreadable"}
-            if several:
-                row["set"] = name
-            row["called"] = names[int(best.indices[i, 0])] if ok else ""
-            if stage == "predict":
-                for place in range(1, best.indices.shape[1]):
-                    row |= {f"called_{place + 1}": names[int(best.indices[i, place])] if ok else ""}
-                    row |= {f"score_{place + 1}": float(best.values[i, place]) if ok else ""}
             for column, called in out.more.items():
-                row[column.replace("acc", "called")] = names[int(called[i])] if ok else ""
-            rows.append(row | {column: values[i] for column, values in out.notes.items()})
+                rows[i][column.replace("acc", "called")] = names[int(called[i])] if ok else ""
+            rows[i] |= {column: values[i] for column, values in out.notes.items()}
         found: Evaluated = {"rows": rows}
         if pictures:
             found["strips"] = self._strips(batch, name, out, rows)

@@ -19,3 +19,10 @@ def warm_flat(step: int, warmup: int, steps: int, cooldown: float) -> float:
     Until the fall begins it does not depend on ``steps``, so that a run can still be made longer.
     """
     return min((step + 1) / (warmup + 1), 1.0, max(steps - step, 0) / max(cooldown * steps, 1))
+
+
+def warm_unshifted_cosine(step: int, warmup: int, steps: int, floor: float = 0.01) -> float:
+    """Factor on the learning rate: step / warmup at first, then half a cosine counted from step 0: it drops a little at ``warmup``."""
+    if step < warmup:
+        return step / warmup
+    return floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * min(step / steps, 1.0)))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from callbacks.preemption import LastCheckpoint
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from genlab.errors import UserError
-from genlab.methods.pretraining import latent_diffusion
+from genlab.methods.pretraining import pipeline_parts
 from genlab.methods.pretraining.latent_diffusion import (
     LatentDiffusion,
     fresh_text_encoder,
@@ -262,7 +262,7 @@ def test_inpainting_agrees_with_the_stock_pipeline(parts: Path, tmp_path: Path) 
 def test_tiny_models_share_their_parts(parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An autoencoder is named and not written again, and so are a CLIP's text tower, or another pipeline's."""
     models = tmp_path / "tiny_models"
-    monkeypatch.setattr(latent_diffusion, "TINY_MODELS", models)
+    monkeypatch.setattr(pipeline_parts, "TINY_MODELS", models)
     tiny(parts).export(models / "sd")
     for name, text, tower in (
         ("clip", "tiny:clip", {"from": "clip/model.safetensors", "prefix": "text_model."}),
