@@ -207,6 +207,6 @@ def draw(clips: Sequence[Listed], names: Sequence[str], shots: int, seed: int) -
 
 def _part(known: Annotations, choices: Sequence[str]) -> list[Listed]:
     for name in choices:
-        if known.splits.get(name):
-            return [clip for clip in known.splits[name] if clip.label >= 0]
+        if labelled := [clip for clip in known.splits.get(name, []) if clip.label >= 0]:
+            return labelled
     raise UserError(f"data.root: the annotations have {', '.join(known.splits) or 'nothing'}, but nothing for {choices[0]}.")

@@ -99,7 +99,7 @@ class ActionAugment:
         Args:
             flip: Probability of a mirror image.
         """
-        video = resized(video, short_side(*video.shape[-2:], round(size * 8 / 7)))
+        video = resized(video, short_side(video.shape[-2], video.shape[-1], round(size * 8 / 7)))
         height, width = video.shape[-2:]
         sizes = crop_sizes(height, width, size, self.scales)
         wide, high = sizes[int(rng.integers(len(sizes)))]
@@ -130,8 +130,8 @@ def resized(video: Tensor, size: tuple[int, int]) -> Tensor:
 def evaluation_crops(video: Tensor, size: int, crops: int) -> Tensor:
     """(T, 3, H, W) -> (crops, T, 3, size, size): the middle (shorter side 8/7 of the crop's), or three along the longer side."""
     if crops == 1:
-        video = resized(video, short_side(*video.shape[-2:], round(size * 8 / 7)))
+        video = resized(video, short_side(video.shape[-2], video.shape[-1], round(size * 8 / 7)))
         return vision.center_crop(video, [size, size])[None]
-    video = resized(video, short_side(*video.shape[-2:], size))
-    places = three_crops(*video.shape[-2:], size)
+    video = resized(video, short_side(video.shape[-2], video.shape[-1], size))
+    places = three_crops(video.shape[-2], video.shape[-1], size)
     return torch.stack([video[..., y : y + size, x : x + size] for x, y in places])

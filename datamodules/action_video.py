@@ -233,8 +233,8 @@ class ActionVideo(SplitData):
             found = {"train": lists.training(h.official_split), "test": lists.testing(h.official_split)}
         if found["train"].names != found["test"].names:
             raise UserError(
-                f"data.lists: training has {len(found['train'].names)} classes, the test {len(found['test'].names)}, or others; the label file "
-                "and both lists must belong together."
+                f"data.lists: training has {len(found['train'].names)} classes, the test {len(found['test'].names)}, or others; the "
+                "label file and both lists must belong together."
             )
         found["val"] = found["test"]
         if h.protocol == "zero_shot":

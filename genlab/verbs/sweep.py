@@ -1,4 +1,6 @@
-"""``genlab sweep --methods cpr,coop --datasets dtd,eurosat --shots 1,4,16 --seeds 1,2,3``: few-shot methods over a grid, and their table.
+"""``genlab sweep --methods cpr,coop --datasets dtd,eurosat --shots 1,4,16 --seeds 1,2,3``: methods over a grid, and their table.
+
+Few-shot classifiers of pictures (``--protocol few_shot``, ``base_to_new``) or of actions (``few_shot``, ``base_to_novel``).
 
 Every cell is a fit and a test of a shipped experiment, in this process, one after the other. Cells that are done are left out when the
 command is given again, a cell that was stopped goes on; so it can be killed anywhere. On a cluster, ``submit --grid`` runs the fits.
@@ -35,10 +37,20 @@ LABELS = {
     "cocoop": "CoCoOp",
     "cpr": "CPR",
 }
+ACTIONS = {
+    "video_zero_shot": "zero-shot",
+    "video_fine_tuning": "full fine-tuning",
+    "vifi_clip": "ViFi-CLIP",
+    "video_lora": "LoRA",
+    "adaptformer": "AdaptFormer",
+    "msta_without_cc": "MSTA without L_CC",
+    "msta": "MSTA",
+}
+NAMES = LABELS | ACTIONS
 NNR = "CPR + NNR"
-PROTOCOLS = ("few_shot", "base_to_new")
-PUBLISHED = {"few_shot": "few_shot_rn50", "base_to_new": "base_to_new_vit_b16"}
-HELP = "Few-shot methods over datasets, shots and seeds; goes on where it was. Other options are those of genlab fit: -c FILE, --KEY VALUE."
+PROTOCOLS = ("few_shot", "base_to_new", "base_to_novel")
+PUBLISHED = {"few_shot": "few_shot_rn50", "base_to_new": "base_to_new_vit_b16", "base_to_novel": "base_to_novel_vit_b16"}
+HELP = "Methods over datasets, shots and seeds; goes on where it was. Other options are those of genlab fit: -c FILE, --KEY VALUE."
 Row = dict[str, Any]
 
 
@@ -73,9 +85,9 @@ def main(args: list[str]) -> int:
         UserError: Unknown methods or options, or a cell that cannot run.
     """
     parser = argparse.ArgumentParser("python -m genlab sweep", description=HELP, allow_abbrev=False)
-    parser.add_argument("--methods", required=True, metavar="M1,M2", help=", ".join(LABELS))
+    parser.add_argument("--methods", required=True, metavar="M1,M2", help=", ".join(NAMES))
     parser.add_argument("--datasets", required=True, metavar="D1,D2", help="names as of --data.dataset")
-    parser.add_argument("--shots", default="16", metavar="K1,K2", help="training pictures per class (default 16)")
+    parser.add_argument("--shots", default="16", metavar="K1,K2", help="training samples per class (default 16)")
     parser.add_argument("--seeds", default="1,2,3", metavar="S1,S2", help="default 1,2,3")
     parser.add_argument("--protocol", choices=PROTOCOLS, default="few_shot", help="default few_shot")
     parser.add_argument("--experiments", default="", metavar="FOLDER", help="of experiments/ that the methods are taken from, such as tiny")
@@ -102,9 +114,9 @@ def _experiment(method: str, folder: str) -> str:
     """Name of the shipped experiment of a method."""
     there = {name.removesuffix(".yaml") for name in shipped_experiments()}
     for name in [f"{folder}/{method}"] if folder else [method, f"baselines/{method}"]:
-        if method in LABELS and name in there:
+        if method in NAMES and name in there:
             return name
-    raise UserError(f"sweep: --methods: there is no {method!r}{did_you_mean(method, LABELS) or '.'} There are {', '.join(LABELS)}.")
+    raise UserError(f"sweep: --methods: there is no {method!r}{did_you_mean(method, NAMES) or '.'} There are {', '.join(NAMES)}.")
 
 
 def _cells(
@@ -113,6 +125,12 @@ def _cells(
     methods, datasets = own.methods.split(","), own.datasets.split(",")
     if own.protocol == "base_to_new" and (stay := [name for name in methods if name.startswith("tip_")]):
         raise UserError(f"sweep: {', '.join(stay)} cannot move to new classes: leave them out of --protocol base_to_new.")
+    if len({name in ACTIONS for name in methods if name in NAMES}) > 1:
+        raise UserError("sweep: --methods: some classify pictures and some actions; sweep them apart.")
+    actions = methods[0] in ACTIONS
+    if own.protocol == ("base_to_new" if actions else "base_to_novel"):
+        right = "base_to_novel" if actions else "base_to_new"
+        raise UserError(f"sweep: --protocol {own.protocol} is not for {methods[0]}; use {right}.")
     for method in methods:
         experiment = _experiment(method, own.experiments)
         for dataset, shots, seed in itertools.product(datasets, _numbers(own.shots, "shots"), _numbers(own.seeds, "seeds")):
@@ -122,6 +140,7 @@ def _cells(
                 ("data.shots", str(shots)),
                 ("data.protocol", own.protocol),
                 ("seed_everything", str(seed)),
+                *([("data.split", str(seed))] if actions else []),  # the published draws are numbered
             ]
             composed = compose([experiment, *configs], [*settings, *overrides])
             if problems := check(composed, "fit"):
@@ -132,7 +151,7 @@ def _cells(
             module, _, made = str(composed.get("model.class_path")).rpartition(".")
             words = ["-c", experiment, *files, *(f"--{k}={v}" for k, v in settings), *options]
             trained = bool(getattr(importlib.import_module(module), made).needs_checkpoint)
-            evaluation = f"test-{dataset}" if own.protocol == "few_shot" else f"test-{dataset}-{own.protocol}"
+            evaluation = f"test-{dataset}" if own.protocol == "few_shot" and not actions else f"test-{dataset}-{own.protocol}"
             yield Cell(method, dataset, shots, seed, words, own.out / "runs" / method / f"{name}-{key[:8]}", evaluation, trained, key)
 
 
@@ -185,7 +204,7 @@ def labelled(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
     """Rows with the method's label and these metrics in percent; CPR's rectified answers are a method of their own."""
     found: list[Row] = []
     for row in rows:
-        label = LABELS[row["method"]] + (" *" if row["flags"] else "")
+        label = NAMES[row["method"]] + (" *" if row["flags"] else "")
         same = {name: row[name] for name in ("dataset", "shots", "seed")}
         found.append({"method": label, **same, **{key: 100 * row[key] for key in keys}})
         nnr = {key: f"{key}_nnr" for key in keys}
@@ -217,8 +236,12 @@ def few_shot_table(rows: Sequence[Row], published: Mapping[str, Any] | None) -> 
     return table
 
 
-def base_to_new_table(rows: Sequence[Row], published: Mapping[str, Any] | None) -> list[Row]:
-    """Base, new and H per dataset and method; the average's H is that of the mean accuracies, beside the mean of the H."""
+def base_to_new_table(rows: Sequence[Row], published: Mapping[str, Any] | None, other: str = "new") -> list[Row]:
+    """Base, new and H per dataset and method; the average's H is that of the mean accuracies, beside the mean of the H.
+
+    Args:
+        other: What the classes that were not trained on are called. Papers on actions (``novel``) print the H of the means over seeds.
+    """
     from genlab.metrics.few_shot import average_over_datasets
 
     table: list[Row] = []
@@ -229,10 +252,13 @@ def base_to_new_table(rows: Sequence[Row], published: Mapping[str, Any] | None) 
             own = [row for row in rows if (row["method"], row["dataset"]) == (method, dataset)]
             if not own:
                 continue
-            line = {name: statistics.mean(row[key] for row in own) for name, key in (("base", "base/acc"), ("new", "new/acc"))}
+            line = {name: statistics.mean(row[key] for row in own) for name, key in (("base", "base/acc"), ("new", f"{other}/acc"))}
             means.append(line)
             found: Row = {"dataset": dataset, "method": method, **{name: round(value, 2) for name, value in line.items()}}
             found["H"] = spread([row["harmonic_mean"] for row in own])
+            if other == "novel":
+                found["H of means"] = round(average_over_datasets([line])["harmonic_of_means"], 2)
+                found = {{"new": "novel"}.get(key, key): value for key, value in found.items()}
             if known := (published or {}).get("accuracy", {}).get(dataset, {}).get(method):
                 found["published"] = " / ".join(map(str, known))
             table.append(found)
@@ -240,6 +266,8 @@ def base_to_new_table(rows: Sequence[Row], published: Mapping[str, Any] | None) 
             whole = average_over_datasets(means)
             average: Row = {"dataset": "average", "method": method, "base": round(whole["base"], 2), "new": round(whole["new"], 2)}
             average |= {"H": f"{whole['harmonic_of_means']:.2f}", "mean of H": round(whole["mean_of_harmonics"], 2)}
+            if other == "novel":
+                average = {{"new": "novel"}.get(key, key): value for key, value in average.items()}
             if known := (published or {}).get("accuracy", {}).get("average", {}).get(method):
                 average["published"] = " / ".join(map(str, known))
             table.append(average)
@@ -276,16 +304,23 @@ def report(rows: Sequence[Row], protocol: str, out: Path) -> str:
     tiny = all(row["tiny_world"] for row in rows)
     table_file = shipped_root() / "experiments" / "tables" / f"{PUBLISHED[protocol]}.json"
     published = None if tiny else json.loads(table_file.read_text())  # never beside numbers of the tiny world
-    keys = ["acc"] if protocol == "few_shot" else ["base/acc", "new/acc", "harmonic_mean"]
+    other = "novel" if protocol == "base_to_novel" else "new"
+    keys = ["acc"] if protocol == "few_shot" else ["base/acc", f"{other}/acc", "harmonic_mean"]
+    if protocol == "few_shot" and rows[0]["method"] in ACTIONS:
+        published = None  # that table is of pictures
     lines = labelled(rows, keys)
-    table = few_shot_table(lines, published) if protocol == "few_shot" else base_to_new_table(lines, published)
-    first = next((name for name in (NNR, "CPR") if any(line["method"] == name for line in lines)), lines[0]["method"])
+    table = few_shot_table(lines, published) if protocol == "few_shot" else base_to_new_table(lines, published, other)
+    first = next((name for name in (NNR, "CPR", "MSTA") if any(line["method"] == name for line in lines)), lines[0]["method"])
     compared = [line for name in dict.fromkeys(("CPR", first)) for line in differences(lines, keys[-1], name)]
+    if other == "novel":
+        compared += [line | {"difference": f"{line['difference']}, novel"} for line in differences(lines, keys[1], first)]
     write_csv(out / "results.csv", rows, ("method", "dataset", "shots", "seed"))
     write_json(
         out / "results.json", {"protocol": protocol, "tiny_world": tiny, "rows": list(rows), "table": table, "differences": compared}
     )
-    title = f"Few-shot classification, {protocol.replace('_', '-')}" + (" (tiny world)" if tiny else "")
+    title = f"{'Action' if rows[0]['method'] in ACTIONS else 'Few-shot'} classification, {protocol.replace('_', '-')}" + (
+        " (tiny world)" if tiny else ""
+    )
     page = Report(title)
     if tiny:
         page.text("Measured on the procedural tiny world: these numbers say that the methods work here, not how they do on real data.")
@@ -320,7 +355,7 @@ def _chances(rows: Sequence[Row]) -> dict[str, tuple[list[float], list[bool]]]:
         file = Path(row["run"]) / row["evaluation"] / "predictions.csv"
         if row["shots"] != most or not file.is_file():
             continue
-        sure, right = found.setdefault(LABELS[row["method"]], ([], []))
+        sure, right = found.setdefault(NAMES[row["method"]], ([], []))
         for line in read_csv(file):
             if line["status"] == "ok":
                 sure.append(float(line["score"]))

@@ -61,7 +61,9 @@ def test_frames_crops_and_rates_of_the_reference(path: Path) -> None:
         assert abs(harmonic_mean(case["base"], case["novel"]) - case["hm"]) <= tol["atol"] + tol["rtol"] * case["hm"]
 
 
-@pytest.mark.parametrize(("epoch", "expected"), [(1, 2.0e-4), (4, 8.0e-4), (5, 9.75773e-4), (6, 9.65239e-4), (25, 5.05e-4), (35, 2.14046e-4), (49, 1.0977e-5)])
+@pytest.mark.parametrize(
+    ("epoch", "expected"), [(1, 2.0e-4), (4, 8.0e-4), (5, 9.75773e-4), (6, 9.65239e-4), (25, 5.05e-4), (35, 2.14046e-4), (49, 1.0977e-5)]
+)
 def test_rates_of_the_authors_logs(epoch: int, expected: float) -> None:
     assert 1e-3 * warm_unshifted_cosine(13 * epoch, 5 * 13, 50 * 13) == pytest.approx(expected, rel=5e-5)
 

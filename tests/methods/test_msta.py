@@ -19,8 +19,8 @@ from genlab.methods.baselines.adaptformer import AdaptFormer
 from genlab.methods.baselines.video_fine_tuning import VideoFineTuning
 from genlab.methods.baselines.video_lora import VideoLoRA
 from genlab.methods.msta import MSTA
-from genlab.models.video_text import CLIPVideoText, VideoText, ViCLIPVideoText
 from genlab.models.viclip import ViCLIP, ViCLIPConfig
+from genlab.models.video_text import CLIPVideoText, ViCLIPVideoText, VideoText
 from tests.golden_files import assert_close, golden_files, load_golden
 
 NAMES = ["MovingUp", "MovingDown", "Spinning"]
@@ -188,7 +188,9 @@ def test_gradients_go_to_adapters_and_nowhere_else() -> None:
     model.zero_grad()
     loss(model, given, classification=False).backward()
     assert all(p.grad is None or (p.grad == 0).all() for p in model.adapters.vision.parameters())
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in [*model.adapters.text.parameters(), *model.adapters.shared.parameters()])
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for p in [*model.adapters.text.parameters(), *model.adapters.shared.parameters()]
+    )
 
 
 @pytest.mark.parametrize("options", [{"cache_prefix": False}, {"gradient_checkpointing": True}])

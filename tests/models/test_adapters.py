@@ -46,7 +46,9 @@ def test_one_block_of_the_reference(path: Path) -> None:
         assert_close(parameter.grad, given[f"grad.adapters.{name}"], tol, name)
 
 
-@pytest.mark.parametrize(("bottleneck", "first", "expected"), [(128, 8, 1_744_000), (128, 1, 4_185_600), (256, 8, 3_630_080), (256, 1, 8_712_192)])
+@pytest.mark.parametrize(
+    ("bottleneck", "first", "expected"), [(128, 8, 1_744_000), (128, 1, 4_185_600), (256, 8, 3_630_080), (256, 1, 8_712_192)]
+)
 def test_as_many_parameters_as_the_paper_and_the_logs_say(bottleneck: int, first: int, expected: int) -> None:
     with torch.device("meta"):
         adapters = Adapters(768, 512, bottleneck, range(first, 13))
