@@ -15,7 +15,7 @@ from genlab.errors import MissingPath, UserError
 
 log = logging.getLogger(__name__)
 
-ADVICE = "The files are in the repository chenhaoxing/ETL4Video; for other classes: genlab data prepare descriptions --spatial_temporal."
+ADVICE = "The files are in the repository chenhaoxing/ETL4Video; for other classes: genlab data prepare descriptions --actions 2 ..."
 KINDS = {"spatial": "s", "temporal": "t"}
 
 
@@ -35,9 +35,10 @@ def read_descriptions(path: Path, names: Sequence[str], expected: int | None = N
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object: id of the class -> list of sentences.")
     by_name = not all(key.isdigit() for key in content)
+    content = {key.replace("_", " "): sentences for key, sentences in content.items()}
     found, wrong, uneven = list[list[str]](), list[str](), list[str]()
     for number, name in enumerate(names):
-        sentences = content.get(name if by_name else str(number))
+        sentences = content.get(name.replace("_", " ") if by_name else str(number))
         if sentences is None:
             wrong.append(f"{path}: class {number}, {name!r}, is missing.")
         elif not isinstance(sentences, list) or not sentences or not all(isinstance(each, str) and each.strip() for each in sentences):

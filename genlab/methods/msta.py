@@ -267,9 +267,8 @@ class MSTA(VideoTextMethod):
 
     def save_adapters(self, path: Path) -> None:
         """Writes the adapters and their settings as safetensors: a few MB, without the network."""
-        settings = {name: to_plain(self.hparams[name]) for name in SHAPE} | {"scale": self.scale, "backbone": self.hparams.backbone}
-        tensors = {f"adapters.{name}": value.detach().cpu().contiguous() for name, value in self.adapted.state_dict().items()}
-        write_bytes(path, save(tensors, {"msta": json.dumps(settings)}))
+        tensors = {f"adapters.{name}": value for name, value in self.adapted.state_dict().items()}
+        write_adapters(path, tensors, dict(self.hparams) | {"scale": self.scale})
 
     def load_adapters(self, path: Path) -> None:
         """Puts adapters from :meth:`save_adapters` in the place of the present ones.
@@ -303,6 +302,17 @@ class MSTA(VideoTextMethod):
         if settings["scale"] != self.scale:
             log.warning("model.scale: lambda is %g, the adapters were trained with %g.", self.scale, settings["scale"])
         self._embedded = {}
+
+
+def write_adapters(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Writes a file of adapters.
+
+    Args:
+        tensors: ``adapters.*``.
+        settings: Hyperparameters of the method; those are kept that the adapters depend on.
+    """
+    kept = {name: to_plain(settings[name]) for name in (*SHAPE, "scale", "backbone")}
+    write_bytes(path, save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"msta": json.dumps(kept)}))
 
 
 def _listed(value: Any) -> Any:

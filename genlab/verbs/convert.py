@@ -28,7 +28,7 @@ OFFICIAL_FRAMES, OFFICIAL_IMAGE_SIZE, PRESET_ZONE_SIZE = 8, 224, 1
 NAMES = {"xclip": "X-CLIP", "clip": "CLIP"}
 HELP = """A checkpoint of the official DeMamba code, {"epoch", "model_state_dict"}, becomes one for genlab test and predict; --to official
 is the way back. Parameters that the official code has but never uses are dropped one way, and made of zeros the other way.
-convert consolidate RUN makes one file of a sharded checkpoint; see convert consolidate --help."""
+convert adapters takes MSTA's adapters out of a checkpoint, convert consolidate makes one file of a sharded one: see their --help."""
 
 
 def main(args: list[str]) -> int:
@@ -41,6 +41,10 @@ def main(args: list[str]) -> int:
         from genlab.verbs.consolidate import main as consolidate
 
         return consolidate(args[1:])
+    if args and args[0] == "adapters":
+        from genlab.verbs.convert_adapters import main as adapters
+
+        return adapters(args[1:])
     if args and args[0] in FEW_SHOT:
         from genlab.verbs import convert_few_shot
 
@@ -55,7 +59,7 @@ def main(args: list[str]) -> int:
     )
     given = parser.parse_args(args)
     if given.method not in METHODS:
-        known = [*METHODS, *FEW_SHOT, "consolidate"]
+        known = [*METHODS, *FEW_SHOT, "adapters", "consolidate"]
         hint = did_you_mean(given.method, known) or "."
         raise UserError(f"convert: there is no converter for {given.method!r}{hint} There are {', '.join(known)}.")
     if given.num_frames < 1:

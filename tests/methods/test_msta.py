@@ -21,6 +21,7 @@ from genlab.methods.baselines.video_lora import VideoLoRA
 from genlab.methods.msta import MSTA
 from genlab.models.viclip import ViCLIP, ViCLIPConfig
 from genlab.models.video_text import CLIPVideoText, ViCLIPVideoText, VideoText
+from genlab.verbs.convert import main as convert
 from tests.golden_files import assert_close, golden_files, load_golden
 
 NAMES = ["MovingUp", "MovingDown", "Spinning"]
@@ -267,6 +268,23 @@ def test_adapters_swap_on_one_network(tmp_path: Path) -> None:
     (tmp_path / "other.safetensors").write_bytes(b"something else")
     with pytest.raises(UserError, match="no safetensors file"):
         one.load_adapters(tmp_path / "other.safetensors")
+
+
+def test_adapters_out_of_a_checkpoint(tmp_path: Path) -> None:
+    model, other = method(), method()
+    for parameter in model.adapters.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}
+    model._trainer = None
+    model.on_save_checkpoint(checkpoint)
+    assert all(name.startswith("adapters.") for name in checkpoint["state_dict"])
+    torch.save(checkpoint, tmp_path / "last.ckpt")
+    assert convert(["adapters", str(tmp_path / "last.ckpt"), "--out", str(tmp_path / "a.safetensors")]) == 0
+    other.load_adapters(tmp_path / "a.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.adapters.parameters(), other.adapters.parameters()))
+    torch.save(checkpoint | {"method": "another"}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="checkpoint of another, not of MSTA"):
+        convert(["adapters", str(tmp_path / "other.ckpt"), "--out", str(tmp_path / "b.safetensors")])
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(VideoFineTuning, None), (VideoLoRA, "lora_"), (AdaptFormer, "")])

@@ -74,6 +74,8 @@ ROWS = {
         ),
         precision="64-true",  # in fp32 rounding errors grow by five a step: batches of eight, ten batch norms, a temperature of .07
     ),
+    "cpr": Parity("tiny/cpr", "fewshot", {"the consistency loss is over all classes, on every rank": "absent"}, ("--data.shots=4",)),
+    "msta": Parity("tiny/msta", "actions", {"the consistency loss is over all classes, on every rank": "absent"}, ("--data.num_frames=4",)),
 }  # fmt: skip
 """A later method adds its row here."""
 STEPS, GLOBAL_BATCH = 20, 8
@@ -99,6 +101,8 @@ def roots(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     made["captions"] = make("captions", folder / "captions", progress=False, pictures=96, held_out=16)
     made["questions"] = make("questions", folder / "questions", progress=False, pictures=96, held_out=6)
     made["hyspefas"] = make("hyspefas", folder / "hyspefas", progress=False, train_captures=4, val_captures=1, test_captures=1, size=24)
+    made["fewshot"] = make("dtd", folder / "dtd", progress=False, size=32, train=6, val=2, test=2)
+    made["actions"] = make("ucf101", folder / "ucf101", progress=False, groups=4, clips=2, size=32)
     (folder / "parts" / "diffusion.yaml").write_text(DIFFUSION.format(parts=folder / "parts"))
     return made
 

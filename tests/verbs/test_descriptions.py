@@ -123,6 +123,23 @@ def test_classes_are_described_once(server: ThreadingHTTPServer, tmp_path: Path)
     assert main([*words, "--answers", "1"]) == 0 and len(server.asked) == asked, "answers are kept"
 
 
+def test_actions_are_described_in_space_and_time(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    """Two files that MSTA's datamodule reads by the names of the classes; answers are asked for once."""
+    from datamodules.action_descriptions import read_descriptions
+
+    names = tmp_path / "names.txt"
+    names.write_text("shoot_bow\njump\n")
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+    words = ["prepare", "descriptions", "--classes", str(names), "--out", str(tmp_path / "mine.json"), "--endpoint", url]
+    assert main([*words, "--model", "small", "--actions", "2"]) == 0
+    asked = len(server.asked)
+    for kind, form in (("spatial", "A video about "), ("temporal", "A video of jump generally involves the following step: ")):
+        found = read_descriptions(tmp_path / f"mine.{kind}.json", ["shoot_bow", "jump"], 2)
+        assert all(len(each) == 2 for each in found) and found[1][0].startswith(form) and found[1][0].endswith(".")
+    (tmp_path / "mine.spatial.json").unlink()
+    assert main([*words, "--model", "small", "--actions", "2"]) == 0 and len(server.asked) == asked
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
