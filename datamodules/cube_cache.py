@@ -19,10 +19,12 @@ from genlab.store import content_key
 
 log = logging.getLogger(__name__)
 
+LAYOUT = "bands first"  # part of the key: cubes of another layout are not found
+
 
 @dataclass(frozen=True)
 class CubeCache:
-    """Cubes as float16 (H, W, bands), about 3 digits, and pictures as uint8 (H, W, 3) RGB of the cube's size; a file each, written whole
+    """Cubes as float16 (bands, H, W), about 3 digits, and pictures as uint8 (H, W, 3) RGB of the cube's size; a file each, written whole
     or not at all. Keyed by path, size and time of the sources, so a changed file is read anew.
 
     Args:
@@ -38,13 +40,14 @@ class CubeCache:
         return CubeCache(cache_folder() / "cubes", root)
 
     def read(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        """Cube and picture of a sample; converted now if that was not done before.
+        """Cube (bands, H, W) and picture (H, W, 3) of a sample; converted now if that was not done before.
 
         Raises:
             UnreadableCube: One of the two cannot be read, or they are not there.
         """
         if self.folder is None:
-            return decode(sample)
+            spectra, colours = decode(sample)
+            return spectra.transpose(2, 0, 1), colours
         cube, picture = self._paths(sample)
         try:
             return np.load(cube, mmap_mode="r"), np.load(picture, mmap_mode="r")
@@ -86,13 +89,13 @@ class CubeCache:
             states = [(path.stat().st_size, path.stat().st_mtime_ns) for path in (sample.cube, sample.colour)]
         except OSError as error:
             raise UnreadableCube(Path(str(error.filename)), "not there") from error
-        key = content_key(sample.cube.relative_to(self.root).as_posix(), states)
+        key = content_key(LAYOUT, sample.cube.relative_to(self.root).as_posix(), states)
         return self.folder / key[:2] / f"{key}.cube.npy", self.folder / key[:2] / f"{key}.rgb.npy"
 
     @staticmethod
     def _convert(sample: Sample, cube: Path, picture: Path) -> None:
         spectra, colours = decode(sample)
-        for path, array in ((picture, colours), (cube, spectra.astype(np.float16))):
+        for path, array in ((picture, colours), (cube, np.ascontiguousarray(spectra.transpose(2, 0, 1), np.float16))):
             buffer = io.BytesIO()
             np.save(buffer, array)
             write_bytes(path, buffer.getvalue(), sync=False)

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from datamodules.checks import CheckReport, Facts, Item, check_all, check_sample, checks_folder
+from datamodules.checks import CheckReport, Item, check_all, check_sample, checks_folder
 from datamodules.cube_cache import CubeCache
+from datamodules.cube_dataset import CubeDataset, collate
+from datamodules.hyspefas_checks import overlaps, read_facts
 from datamodules.hyspefas_index import (
     KEY,
     LIVE,
@@ -32,30 +34,16 @@ from datamodules.hyspefas_index import (
 )
 from datamodules.listfiles import some
 from datamodules.loading import SplitData
-from datamodules.sampling import Draw, EvalSampler, RepeatedSampler, TrainLoader
-from datamodules.spectral_augment import SpectralAugment, resized
+from datamodules.sampling import EvalSampler, RepeatedSampler, TrainLoader
+from datamodules.spectral_augment import SpectralAugment
+from datamodules.spectral_channels import BANDS, Channels, Colour
 from datamodules.tinyworld import tiny_root
-from genlab.batches import SpectralBatch
 from genlab.errors import MissingPath, UserError
-from genlab.files import fingerprint
-from genlab.training.randomness import keyed_rng
+from genlab.files import file_size, fingerprint
 
 log = logging.getLogger(__name__)
 
 Rebalance = Literal["repeat", "sampler", "loss", "none"]
-Colour = Literal["bgr", "rgb", "none"]
-BANDS = 30
-# Official code; blue, green, red, then the 30 bands.
-MEAN = (
-    0.35215, 0.66979, 0.57979, 0.22949, 0.27021, 0.33661, 0.32604, 0.28016, 0.26948, 0.39492, 0.50754, 0.53631, 0.55311, 0.51977, 0.41486,
-    0.34004, 0.29859, 0.27718, 0.29235, 0.31529, 0.31187, 0.31366, 0.31363, 0.33947, 0.36436, 0.37508, 0.35468, 0.34376, 0.33043, 0.30675,
-    0.31427, 0.33295, 0.24814,
-)  # fmt: skip
-STD = (
-    0.06572, 0.13852, 0.11732, 0.09394, 0.11766, 0.14910, 0.14450, 0.12406, 0.11110, 0.16880, 0.23178, 0.25605, 0.26473, 0.25176, 0.20660,
-    0.16688, 0.13876, 0.12013, 0.12526, 0.13763, 0.13851, 0.14021, 0.13672, 0.14666, 0.15653, 0.15890, 0.15247, 0.15162, 0.14895, 0.14175,
-    0.14216, 0.14799, 0.10000,
-)  # fmt: skip
 
 
 def repeat_factors(n_live: int, n_print: int, n_mask: int) -> dict[str, int]:
@@ -68,131 +56,6 @@ def repeat_factors(n_live: int, n_print: int, n_mask: int) -> dict[str, int]:
 def _group(sample: Sample) -> str:
     """Live, print, or anything else that an attack can be."""
     return "live" if sample.label == LIVE else "print" if sample.type == "print" else "mask"
-
-
-class CubeDataset(Dataset[dict[str, Any]]):
-    """Samples of one split.
-
-    Args:
-        samples: In the order of the list.
-        cache: Has the cubes.
-        channels: Picks and orders the channels of a cube and its picture.
-        image_size: Pixels per side.
-        factors: (N,) weights of the samples in the loss.
-        augment: ``None`` for evaluation.
-        seed: Keys the augmentation.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        cache: CubeCache,
-        channels: Channels,
-        image_size: int,
-        factors: np.ndarray,
-        augment: SpectralAugment | None,
-        seed: int,
-    ) -> None:
-        self.samples, self.cache, self.channels, self.image_size = list(samples), cache, channels, image_size
-        self.factors, self.augment, self.seed = factors, augment, seed
-        self.labels = np.array([each.label for each in samples])
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        index, substituted = draw.index, False
-        try:
-            cube, picture = self.cache.read(self.samples[index])
-        except UnreadableCube as error:
-            if self.augment is None:
-                return self._item(draw, index, torch.zeros(self.channels.count, self.image_size, self.image_size), None, readable=False)
-            index, cube, picture = self._substitute(index, error)
-            substituted = True
-        x = self.channels.pick(cube, picture)
-        if self.augment is not None:
-            rng = keyed_rng(self.seed, "augment", draw.epoch, self.samples[draw.index].id, draw.occurrence)
-            return self._item(draw, index, self.augment(x, self.image_size, rng), None, substituted=substituted)
-        shown = resized(torch.from_numpy(np.array(picture)).permute(2, 0, 1).float(), self.image_size).round().clamp(0, 255).byte()
-        return self._item(draw, index, resized(x, self.image_size), shown)
-
-    def _item(
-        self, draw: Draw, index: int, image: Tensor, shown: Tensor | None, readable: bool = True, substituted: bool = False
-    ) -> dict[str, Any]:
-        sample = self.samples[index]
-        nothing = torch.zeros(0, dtype=torch.uint8)
-        size = (3, self.image_size, self.image_size)
-        if shown is None and self.augment is None:
-            shown = torch.zeros(size, dtype=torch.uint8)
-        return {
-            "image": image,
-            "shown": nothing if shown is None else shown,
-            "label": sample.label,
-            "type": sample.type,
-            "factor": float(self.factors[index]),
-            "id": self.samples[draw.index].id,
-            "index": draw.index,
-            "occurrence": draw.occurrence,
-            "readable": readable,
-            "substituted": substituted,
-        }
-
-    def _substitute(self, index: int, error: UnreadableCube) -> tuple[int, np.ndarray, np.ndarray]:
-        """The next readable sample of the same class, in the order of the ids."""
-        mine = np.flatnonzero(self.labels == self.labels[index])
-        mine = mine[np.argsort([self.samples[i].id for i in mine])]
-        place = int(np.flatnonzero(mine == index)[0])
-        for other in np.roll(mine, -place)[1:].tolist():
-            try:
-                return other, *self.cache.read(self.samples[other])
-            except UnreadableCube:
-                continue
-        raise UserError(f"data.root: no sample of label {self.labels[index]} can be read; the first: {error}.")
-
-
-class Channels:
-    """Which channels a sample has, from cube and picture.
-
-    Args:
-        colour: Order of the colours, or none of them.
-        bands: Numbers of bands from 1; ``None`` takes all of ``of``.
-        of: Bands of a cube.
-        scaling: ``per_sample_max`` divides each cube by its largest value.
-    """
-
-    def __init__(self, colour: Colour, bands: Sequence[int] | None, of: int, scaling: Literal["as_is", "per_sample_max"]) -> None:
-        chosen = list(range(1, of + 1)) if bands is None else list(bands)
-        if wrong := [band for band in chosen if not 1 <= band <= of]:
-            raise UserError(f"data.bands: {wrong[0]} is no band; cubes have 1 to {of}.")
-        self.colour, self.bands, self.of, self.scaling = colour, [band - 1 for band in chosen], of, scaling
-        self.count = len(self.bands) + (0 if colour == "none" else 3)
-        if not self.count:
-            raise UserError("data.colour: none, and data.bands: []: there is nothing left to see.")
-
-    def pick(self, cube: np.ndarray, picture: np.ndarray) -> Tensor:
-        """(C, H, W) float32.
-
-        Raises:
-            UserError: The cube has another number of bands than the first one.
-        """
-        if cube.shape[2] != self.of:
-            raise UserError(f"data.root: a cube has {cube.shape[2]} bands, the first one {self.of}. Do not mix sensors in one folder.")
-        parts: list[np.ndarray] = []
-        if self.colour != "none":
-            colours = np.asarray(picture, np.float32) / 255
-            parts.append(colours[..., ::-1] if self.colour == "bgr" else colours)
-        if self.bands:
-            spectra = np.asarray(cube, np.float32)
-            if self.scaling == "per_sample_max":
-                spectra = spectra / max(float(spectra.max()), 1e-6)
-            parts.append(spectra if len(self.bands) == self.of else spectra[..., self.bands])
-        return torch.from_numpy(np.ascontiguousarray(np.concatenate(parts, 2).transpose(2, 0, 1)))
-
-    def official(self) -> tuple[Tensor, Tensor]:
-        """Means and deviations of the official code for these channels, (C,) each."""
-        order = {"bgr": [0, 1, 2], "rgb": [2, 1, 0], "none": []}[self.colour]
-        places = [*order, *(3 + band for band in self.bands)]
-        return torch.tensor(MEAN)[places], torch.tensor(STD)[places]
 
 
 class HySpeFAS(SplitData):
@@ -277,7 +140,7 @@ class HySpeFAS(SplitData):
     @property
     def fingerprint(self) -> dict[str, str]:
         """Hash of the names and sizes of each split that is set up."""
-        return {name: fingerprint((each.id, _size(each.cube)) for each in data.samples) for name, data in self.datasets.items()}
+        return {name: fingerprint((each.id, file_size(each.cube)) for each in data.samples) for name, data in self.datasets.items()}
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -386,7 +249,7 @@ class HySpeFAS(SplitData):
         for found in self.index.values():
             for sample in found[:50]:
                 try:
-                    return int(self.cubes.read(sample)[0].shape[2])
+                    return int(self.cubes.read(sample)[0].shape[0])
                 except UnreadableCube as error:
                     first = str(error) if first == "nothing there" else first
         raise UserError(f"data.root: no cube can be read; the first: {first}.")
@@ -474,53 +337,8 @@ class HySpeFAS(SplitData):
         return report
 
 
-def overlaps(index: dict[str, list[Sample]]) -> list[str]:
-    """What it means that lists of two splits name the same pictures."""
-    found: list[str] = []
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        both = {each.id for each in index.get(one, [])} & {each.id for each in index.get(other, [])}
-        if both:
-            means = (
-                "the threshold, chosen there, and validation ACER say nothing about new faces"
-                if other == "val"
-                else "its test ACER is void"
-            )
-            found.append(
-                f"{len(both)} of {len(index[other])} {other} pictures are in the {one} list as well ({some(sorted(both))}): {means}."
-            )
-    return found
-
-
-def read_facts(item: Item, whole: bool) -> Facts:
-    """A cube and its picture, for ``data check``."""
-    import hashlib
-
-    try:
-        cube = load_cube(item.path)
-    except UnreadableCube as error:
-        return Facts("missing" if error.reason == "not there" else "unreadable", error.reason)
-    if not np.isfinite(cube).all():
-        return Facts("unreadable", "has values that are not finite")
-    digest = hashlib.blake2b(cube.tobytes(), digest_size=16).hexdigest() if whole else ""
-    measures: dict[str, float | str] = {"size": f"{cube.shape[1]}x{cube.shape[0]}", "bands": str(cube.shape[2])}
-    return Facts(digest=digest, measures=measures)
-
-
 def _try_cube(path: Path) -> np.ndarray | None:
     try:
         return load_cube(path)
     except UnreadableCube:
         return None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else -1
-
-
-def collate(samples: list[dict[str, Any]]) -> SpectralBatch:
-    """Samples -> batch."""
-    batch: Any = {name: torch.stack([each[name] for each in samples]) for name in ("image", "shown")}
-    batch |= {name: torch.tensor([each[name] for each in samples]) for name in ("label", "index", "occurrence")}
-    batch |= {name: torch.tensor([each[name] for each in samples], dtype=torch.bool) for name in ("readable", "substituted")}
-    batch["factor"] = torch.tensor([each["factor"] for each in samples], dtype=torch.float32)
-    return batch | {name: [each[name] for each in samples] for name in ("id", "type")}

@@ -66,6 +66,33 @@ def epoch_lr(epoch: int, epochs: int, lr: float, floor: float, restart: bool = F
     return floor + (lr - floor) * (1 + math.cos(math.pi * epoch / length)) / 2
 
 
+class Deployed(nn.Module):
+    """What is needed to use a trained detector, and nothing else.
+
+    Args:
+        model: Its averaged network is taken, where there is one.
+
+    Raises:
+        UserError: The checkpoint has no threshold.
+    """
+
+    mean: Tensor
+    std: Tensor
+    threshold: Tensor
+
+    def __init__(self, model: SpectralFAS) -> None:
+        super().__init__()
+        self.network = model.average if model.average is not None else model.detector
+        for name, value in (("mean", model.channel_mean), ("std", model.channel_std)):
+            self.register_buffer(name, value.detach().clone()[:, None, None])
+        self.register_buffer("threshold", torch.tensor(model.decision_threshold()))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, S, S) as stored -> P(live) (B,), and whether it is called live (B,) bool."""
+        scores = self.network((pictures - self.mean) / self.std).logits.sigmoid()
+        return scores, scores >= self.threshold
+
+
 class Losses(NamedTuple):
     """Scalars: the sum, its terms, and the contrastive loss less the least it can be."""
 

@@ -28,7 +28,7 @@ OFFICIAL_FRAMES, OFFICIAL_IMAGE_SIZE, PRESET_ZONE_SIZE = 8, 224, 1
 NAMES = {"xclip": "X-CLIP", "clip": "CLIP"}
 HELP = """A checkpoint of the official DeMamba code, {"epoch", "model_state_dict"}, becomes one for genlab test and predict; --to official
 is the way back. Parameters that the official code has but never uses are dropped one way, and made of zeros the other way.
-convert adapters takes MSTA's adapters out of a checkpoint, convert consolidate makes one file of a sharded one: see their --help."""
+Also: convert adapters (MSTA's out of a checkpoint), torchscript (of spectral_fas), consolidate (one file of a sharded checkpoint)."""
 
 
 def main(args: list[str]) -> int:
@@ -41,6 +41,14 @@ def main(args: list[str]) -> int:
         from genlab.verbs.consolidate import main as consolidate
 
         return consolidate(args[1:])
+    if args and args[0] == "spectral_fas":
+        from genlab.verbs.convert_spectral import main as spectral
+
+        return spectral(args[1:])
+    if args and args[0] == "torchscript":
+        from genlab.verbs.convert_torchscript import main as torchscript
+
+        return torchscript(args[1:])
     if args and args[0] == "adapters":
         from genlab.verbs.convert_adapters import main as adapters
 
@@ -50,7 +58,7 @@ def main(args: list[str]) -> int:
 
         return convert_few_shot.main(args)
     parser = argparse.ArgumentParser("python -m genlab convert", description=HELP, allow_abbrev=False)
-    parser.add_argument("method", help=", ".join([*METHODS, *FEW_SHOT]))
+    parser.add_argument("method", help=", ".join([*METHODS, "spectral_fas", *FEW_SHOT]))
     parser.add_argument("file", type=Path, help="the checkpoint to read")
     parser.add_argument("--out", type=Path, required=True, help="the new file, or an existing folder to put it into")
     parser.add_argument("--to", choices=("genlab", "official"), default="genlab", help="whose format to write (default genlab)")
@@ -59,7 +67,7 @@ def main(args: list[str]) -> int:
     )
     given = parser.parse_args(args)
     if given.method not in METHODS:
-        known = [*METHODS, *FEW_SHOT, "adapters", "consolidate"]
+        known = [*METHODS, "spectral_fas", *FEW_SHOT, "adapters", "torchscript", "consolidate"]
         hint = did_you_mean(given.method, known) or "."
         raise UserError(f"convert: there is no converter for {given.method!r}{hint} There are {', '.join(known)}.")
     if given.num_frames < 1:
