@@ -208,11 +208,14 @@ class ActionVideo(SplitData):
         """
         if stage == "predict" and "predict" not in self.clips:
             self.clips["predict"] = self._user_clips()
-        if "train" in self.sets or self.hparams.class_names is not None:
+        if self.hparams.class_names is not None:
             return
-        self.sets = self._sets()
+        found = {} if "train" in self.sets else self._sets()
+        if stage == "test":  # a fit needs none of the datasets that are tested on alone
+            found |= {name: own for name, own in self._targets().items() if name not in self.sets}
+        self.sets |= found
         files: dict[Path, Files] = {}
-        for name, own in self.sets.items():
+        for name, own in found.items():
             root = self.root_of(own.dataset if self.hparams.dataset != "custom" else "custom")
             if root not in files:
                 files[root] = Files(root)
@@ -236,13 +239,13 @@ class ActionVideo(SplitData):
                 f"data.lists: training has {len(found['train'].names)} classes, the test {len(found['test'].names)}, or others; the "
                 "label file and both lists must belong together."
             )
-        found["val"] = found["test"]
-        if h.protocol == "zero_shot":
-            del found["test"]
-            for dataset in self.targets():
-                other = self.lists_of(dataset)
-                found |= {f"{dataset}/{split}": other.testing(split) for split in range(1, NAMES[dataset].splits + 1)}
+        found["val"] = found.pop("test") if h.protocol == "zero_shot" else found["test"]
         return found
+
+    def _targets(self) -> dict[str, ActionSet]:
+        """The official splits of the datasets that are tested on alone."""
+        lists = {dataset: self.lists_of(dataset) for dataset in self.targets()}
+        return {f"{name}/{split}": own.testing(split) for name, own in lists.items() for split in range(1, NAMES[name].splits + 1)}
 
     def _user_clips(self) -> Clips:
         paths = self.hparams.predict_paths or []

@@ -15,7 +15,7 @@ class RegionIndependence(nn.Module):
     Args:
         maps: M.
         width: N, channels of the texture.
-        alpha: How fast centres follow. Official code: 0.05, times 0.9 per epoch.
+        alpha: How fast centres follow. Official code: 0.05, times 0.9 per epoch; here it stays.
         margin: Least distance between two centres.
         inner_margins: Of genuine and fake pictures: a negative one is how far a fake's must at least be away.
     """

@@ -105,6 +105,8 @@ def test_class_folders_of_ones_own(root: Path, tmp_path: Path) -> None:
 
 def test_zero_shot_tests_on_all_splits_of_other_datasets(root: Path) -> None:
     data = actions(root, "kinetics400", protocol="zero_shot", targets=["ucf101", "hmdb51"])
+    assert set(data.sets) == {"train", "val"}
+    data.setup("test")
     assert data.eval_sets("test") == [f"{name}/{i}" for name in ("ucf101", "hmdb51") for i in (1, 2, 3)]
     assert len(data.test_dataloader()) == 6 and data.class_names("ucf101/1") != data.class_names("hmdb51/1")
 

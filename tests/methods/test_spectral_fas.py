@@ -207,6 +207,20 @@ def test_learns_and_goes_the_whole_way(faces: Path, tmp_path: Path, monkeypatch:
     assert float(row["score"]) == pytest.approx(float(tested["score"]), abs=1e-3) and row["called"] == tested["called"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "epochs"), [({"scl_warmup_steps": 80}, 14), ({"scl_weight": 0.0}, 5)])
+def test_learns_with_half_of_the_faces_masked(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: dict[str, float], epochs: int
+) -> None:
+    """From random weights lambda has to rise slowly, else all embeddings become equal; without it there is nothing that could collapse."""
+    monkeypatch.chdir(tmp_path)
+    file = config(tmp_path, faces, **more)
+    plain = "--data.augment={class_path: datamodules.spectral_augment.SpectralAugment}"
+    assert main(["fit", "-c", str(file), plain, f"--trainer.max_epochs={epochs}"]) == 0
+    acers = [float(row["val/acer"]) for row in read_csv(tmp_path / "runs/faces/seed1/metrics.csv") if row["val/acer"]]
+    assert len(acers) == epochs and min(acers) <= 0.02, acers
+
+
 class KeepAll(LastCheckpoint):
     """Keeps a copy of every ``last.ckpt``."""
 

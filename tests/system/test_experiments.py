@@ -9,6 +9,7 @@ import pytest
 from datamodules.fewshot_index import PLACES
 from datamodules.tinyworld import make
 from genlab.config import compose, shipped_experiments
+from genlab.models.viclip import ViCLIP, ViCLIPConfig
 from tests.system.programs import run
 from tests.tiny_clip import tiny_clip
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 WHOLE = [name for name in shipped_experiments() if "model:" in compose([name]).yaml and compose([name]).get("data.class_path")]
 PRESETS = [name for name in shipped_experiments() if name.startswith("presets/")]
-UNTRAINED = ("zero_shot", "tip_adapter")  # there is nothing to fit
+UNTRAINED = ("zero_shot", "tip_adapter", "video_zero_shot")  # there is nothing to fit
 TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/")]
 TESTED = [name for name in WHOLE if "inpaint_consistency" in name]  # nothing to train
 FEW_SITTINGS = {"train_captures": 2, "val_captures": 1, "test_captures": 1}
@@ -39,9 +40,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "image_size": 224,
         "patch_size": 16,
     }
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(
+    words = text | {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+    CLIPModel(CLIPConfig(text_config=words, vision_config=vision, projection_dim=16)).save_pretrained(
         folder / "openai/clip-vit-base-patch16"
     )
+    sizes = {"vision_width": 16, "vision_heads": 2, "text_width": 16, "text_heads": 2, "embed_dim": 16, "patch_size": 32}
+    ViCLIP(ViCLIPConfig(**sizes)).save_pretrained(folder / "OpenGVLab/ViCLIP-B-16-hf")
     more = {"num_frames": 8, "mit_hidden_size": 16, "mit_num_hidden_layers": 1, "mit_num_attention_heads": 2, "mit_intermediate_size": 16}
     config = XCLIPConfig(text_config=text, vision_config=vision | more, projection_dim=16)
     XCLIPModel(config).save_pretrained(folder / "microsoft/xclip-base-patch16")
@@ -61,7 +65,11 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     clip, datasets = tiny_clip(folder / "clip", 32), folder / "coop"
     for dataset, place in PLACES.items():
         make(dataset, datasets / place.folder, progress=False, size=32, train=3, test=1, **({} if dataset == "imagenet" else {"val": 1}))
+    make("kinetics400", folder / "actions/kinetics400", progress=False, train_clips=2, val_clips=1, size=32)
+    make("hmdb51", folder / "actions/hmdb51", progress=False, clips=4, size=32)
+    make("ucf101", folder / "actions/ucf101", progress=False, groups=4, clips=1, size=32)
     return {
+        "datamodules.action_video.ActionVideo": [f"--data.root={folder / 'actions'}", "--data.shots=2", "--data.eval_clips=1"],
         "datamodules.fewshot_images.FewShotImages": [
             f"--data.root={datasets}",
             f"--model.backbone={clip}",
