@@ -195,3 +195,27 @@ class ActionBatch(TypedDict):
     """(B,) bool; in training True, and where ``substituted`` says so another clip of the class stands here."""
     substituted: Tensor
     """(B,) bool, training only."""
+
+
+class DomainBatch(TypedDict):
+    """Pictures of a domain, and as many that the plain model made of the same category."""
+
+    target: Tensor
+    """(B, 3, H, W) RGB: uint8 from the loader, float32 in [0, 1] on the device."""
+    source: Tensor
+    """(B, 3, H, W), likewise."""
+    target_id: list[str]
+    source_id: list[str]
+    index: Tensor
+    """(B,) int64, position in the epoch; names a pair across ranks."""
+
+
+class PromptBatch(TypedDict):
+    """Prompts to draw pictures of."""
+
+    prompt: list[str]
+    number: Tensor
+    """(B,) int64, counts the pictures of a prompt: keys their noise."""
+    id: list[str]
+    index: Tensor
+    """(B,) int64, position in the list."""

@@ -1,0 +1,333 @@
+"""DomainGallery: few-shot domain-driven image generation by attribute-centric finetuning (arXiv 2411.04571, NeurIPS 2024).
+
+About ten pictures of a domain become a LoRA of a frozen Stable Diffusion. Whatever they share but their category is tied to an identifier
+V, a word that exists already; N is the noun of the category. Two stages train one LoRA:
+
+    erasure      L = L_prior + 10 L_disen + 10 L_erase                  on pictures of N that the plain model made
+    finetuning   L = L_target + L_prior + 10 L_disen + L_sim            on the domain's pictures and those
+
+Notation: e(x, c) prediction of the UNet with LoRA for noised latents x under text c, e_base the one without, y what is to be predicted.
+"a N" is the source prompt, "a V N" the target prompt. The released code's form of L_sim is the default, since its weights go with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, cast, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from genlab.batches import DomainBatch, Evaluated, PromptBatch
+from genlab.diffusion.denoising import Denoising, denoised
+from genlab.diffusion.features import unet_encoder_features
+from genlab.diffusion.guidance import Enhancement
+from genlab.diffusion.lora import attach_lora, lora_disabled
+from genlab.diffusion.losses import as_fine
+from genlab.diffusion.prompts import render
+from genlab.diffusion.schedule import add_noise, offset_noise, training_target
+from genlab.errors import UserError
+from genlab.losses.similarity_consistency import Direction, Reduction, similarity_consistency
+from genlab.training.randomness import keyed_torch_generator
+from genlab.training.text_to_image import TextToImage
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+
+log = logging.getLogger(__name__)
+
+Stage = Literal["erasure", "finetuning"]
+LEAST = 3  # samples whose similarities can differ: of two the only one has probability 1
+
+
+@runtime_checkable
+class DomainSource(Protocol):
+    """A datamodule of a domain."""
+
+    category: str
+    """N, the noun of its pictures."""
+    wants_source: bool
+    """Whether the plain model has to draw the source pictures."""
+    fixed_crop: bool
+    """Whether a picture is always cut the same."""
+
+    def use_source(self, folder: Path) -> None:
+        """From now on source pictures come from there."""
+
+
+class Texts(NamedTuple):
+    """States (L, D) of the prompts: target "a V N", source "a N", and the empty one."""
+
+    target: Tensor
+    source: Tensor
+    empty: Tensor
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over all elements, in fp32 or finer."""
+    return F.mse_loss(as_fine(output), as_fine(target))
+
+
+def erasure_losses(model: Denoising, noised: Tensor, target: Tensor, timestep: int, texts: Texts) -> dict[str, Tensor]:
+    """L_prior, L_disen and L_erase of noised source latents (Eqs. 2, 3, 5).
+
+    Args:
+        noised: (B, C, h, w).
+        target: y, likewise.
+    """
+    source = model(noised, timestep, texts.source)
+    turned = model(noised, timestep, texts.target)
+    return {
+        "prior": mse(source, target),
+        "disen": disentanglement(model, source, noised, timestep, texts),
+        "erase": mse(turned, source.detach()),
+    }
+
+
+def disentanglement(model: Denoising, source: Tensor, noised: Tensor, timestep: int, texts: Texts) -> Tensor:
+    """L_disen: under the source prompt the network stays what it was (Eq. 3)."""
+    with torch.no_grad(), lora_disabled(model.unet):
+        plain = model(noised, timestep, texts.source)
+    return mse(source, plain)
+
+
+class Similarity(NamedTuple):
+    """Settings of L_sim, see :class:`DomainGallery`."""
+
+    steps: int = 5
+    guidance: float = 1.0
+    reduction: Reduction = "mean"
+    direction: Direction = "source"
+
+
+def finetuning_losses(
+    model: Denoising,
+    target: tuple[Tensor, Tensor],
+    source: tuple[Tensor, Tensor],
+    timestep: int,
+    texts: Texts,
+    disentangle: bool = True,
+    similarity: Similarity | None = None,
+) -> dict[str, Tensor]:
+    """L_target, L_prior, L_disen and L_sim (Eqs. 1 to 4).
+
+    Args:
+        target: Noised latents of the domain's pictures (B, C, h, w), and what is to be predicted of them.
+        source: Likewise of the plain model's pictures.
+        disentangle: With L_disen.
+        similarity: ``None`` leaves L_sim out.
+    """
+    both = torch.cat([target[0], source[0]])
+    states = torch.cat([each.expand(len(noised), -1, -1) for each, (noised, _) in ((texts.target, target), (texts.source, source))])
+    mine, plain = model(both, timestep, states).split([len(target[0]), len(source[0])])
+    losses = {"target": mse(mine, target[1]), "prior": mse(plain, source[1])}
+    if disentangle:
+        losses["disen"] = disentanglement(model, plain, source[0], timestep, texts)
+    if similarity is not None:
+        turned, kept = similar_pictures(model, source[0], timestep, texts, similarity)
+        losses["sim"] = similarity_consistency(turned.features, kept.features, similarity.reduction, similarity.direction)[0]
+    return losses
+
+
+class Pictures(NamedTuple):
+    """Clean latents, and the UNet's encoder features of them."""
+
+    latents: Tensor
+    features: list[Tensor]
+
+
+def similar_pictures(model: Denoising, noised: Tensor, timestep: int, texts: Texts, settings: Similarity) -> tuple[Pictures, Pictures]:
+    """The source pictures turned into the domain, and as they are (without gradient), by a few steps from the same noised latents."""
+
+    def pictures(text: Tensor) -> Pictures:
+        clean = denoised(model, noised, timestep, text, texts.empty, settings.steps, settings.guidance)
+        at = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
+        return Pictures(clean, unet_encoder_features(model.unet, clean, at, text.expand(len(clean), -1, -1)))
+
+    turned = pictures(texts.target)
+    with torch.no_grad():
+        return turned, pictures(texts.source)
+
+
+class DomainGallery(TextToImage):
+    """LoRA of a frozen Stable Diffusion, from about ten pictures.
+
+    ``disen_weight``, ``sim_weight`` and ``erasure_steps`` 0 make it DreamBooth with LoRA and prior preservation.
+
+    Args:
+        backbone: Pipeline folder, hub id or ``tiny:sd``. Paper: Stable Diffusion 1.4.
+        identifier: V, one word that the tokenizer knows as one token. Released code: sks.
+        source_prompt: Of the plain category; ``{N}`` is the datamodule's category.
+        target_prompt: Of the domain, with ``{V}`` too.
+        rank: Of the LoRA on all attentions. Released code: 4.
+        erasure_steps: Steps of the first stage. Paper: 500 (the released script goes on from step 200); the second stage takes the rest of
+            ``trainer.max_steps``, paper: 1000.
+        source_images: Pictures of the source prompt that the plain model draws first. Released scripts: 1000.
+        erase_weight: Of L_erase, in the first stage.
+        disen_weight: Of L_disen.
+        prior_weight: Of L_prior.
+        sim_weight: Of L_sim, in the second stage; needs three pictures or more a batch.
+        sim_steps: n, DDIM steps to the clean latents that are compared. Paper: 5.
+        sim_guidance: Guidance of these steps; 1 is without.
+        sim_reduction: See :func:`genlab.losses.similarity_consistency.similarity_consistency`.
+        sim_direction: Likewise.
+        offset_noise: Random shift of the noise per channel. Released scripts: 0.1, which the paper uses for sketches and watercolours.
+        lr_erasure: Of AdamW in the first stage.
+        lr: In the second one; the optimizer starts afresh there.
+        weight_decay: Of AdamW.
+        gradient_checkpointing: Compute activations again in the backward pass; saves memory.
+        sampling_steps: DDIM steps of drawn pictures. Paper: 50.
+        guidance: Of classifier-free guidance. Paper: 7.5.
+        enhancement: In ``predict``: ``v-uncond`` (paper, for other categories), ``vn-n`` or ``off``.
+        enhancement_strength: lambda_2. Paper: 1.
+        seed: Of noise, timesteps and drawn pictures.
+    """
+
+    cannot_run_under: ClassVar[dict[str, str]] = {
+        "FSDP": "the LoRA is switched off for one pass of each step, which takes the network whole.",
+        "ZeRO-3": "the LoRA is switched off for one pass of each step, which takes the network whole.",
+    }
+
+    def __init__(
+        self,
+        backbone: str = "CompVis/stable-diffusion-v1-4",
+        identifier: str = "sks",
+        source_prompt: str = "a {N}",
+        target_prompt: str = "a {V} {N}",
+        rank: int = 4,
+        erasure_steps: int = 500,
+        source_images: int = 1000,
+        erase_weight: float = 10.0,
+        disen_weight: float = 10.0,
+        prior_weight: float = 1.0,
+        sim_weight: float = 1.0,
+        sim_steps: int = 5,
+        sim_guidance: float = 1.0,
+        sim_reduction: Reduction = "mean",
+        sim_direction: Direction = "source",
+        offset_noise: float = 0.0,
+        lr_erasure: float = 1e-4,
+        lr: float = 5e-5,
+        weight_decay: float = 1e-2,
+        gradient_checkpointing: bool = False,
+        sampling_steps: int = 50,
+        guidance: float = 7.5,
+        enhancement: Enhancement = "v-uncond",
+        enhancement_strength: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        for name, value in {"rank": rank, "source_images": source_images, "sim_steps": sim_steps, "sampling_steps": sampling_steps}.items():
+            if value < 1:
+                raise UserError(f"model.{name}: {value} is too small; use 1 or more.")
+        if guidance <= 1:
+            raise UserError(f"model.guidance: {guidance} is no guidance; use more than 1. Paper: 7.5.")
+
+    def attach(self) -> None:
+        attach_lora(self.network, self.hparams.rank)
+        if self.hparams.gradient_checkpointing:
+            cast(Any, self.network).enable_gradient_checkpointing()
+        pieces = self.parts.tokenizer.tokenize(self.hparams.identifier)
+        if len(pieces) != 1:
+            log.warning(
+                "model.identifier: %r is %d tokens; one that is a single token is easier to bind.", self.hparams.identifier, len(pieces)
+            )
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """Switches that could make two numbers incomparable."""
+        names = ("backbone", "identifier", "source_prompt", "target_prompt", "rank", "erasure_steps", "sampling_steps", "guidance")
+        return {name: self.hparams[name] for name in names}
+
+    # Prompts
+
+    @property
+    def category(self) -> str:
+        """N, of the datamodule."""
+        return str(cast(Any, self.trainer).datamodule.category)
+
+    def prompt(self, template: str, category: str | None = None) -> str:
+        return render(template, V=self.hparams.identifier, N=category or self.category)
+
+    def texts(self) -> Texts:
+        h = self.hparams
+        return Texts(*self.states([self.prompt(h.target_prompt), self.prompt(h.source_prompt), ""]))
+
+    # Training
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        h, data = self.hparams, cast(Any, self.trainer).datamodule
+        if not isinstance(data, DomainSource):
+            raise UserError("data: DomainGallery needs a datamodule of a domain, such as datamodules.domain_images.DomainImages.")
+        if h.sim_weight and data.hparams.batch_size < LEAST:
+            raise UserError(
+                f"data.batch_size: {data.hparams.batch_size}; the similarity loss compares pictures of a batch and needs {LEAST} or more. "
+                "Paper: 4. Without it: --model.sim_weight 0."
+            )
+        if data.wants_source:
+            with lora_disabled(self.network):
+                data.use_source(self.prior_folder(self.prompt(h.source_prompt), h.source_images, data.hparams.batch_size))
+
+    @property
+    def stage(self) -> Stage:
+        """Of the coming step."""
+        return "erasure" if self.global_step < self.hparams.erasure_steps else "finetuning"
+
+    def denoising(self) -> Denoising:
+        return Denoising(self.network, self.parts.alphas_cumprod.to(self.device), self.parts.prediction)
+
+    def training_step(self, batch: DomainBatch, batch_idx: int) -> Tensor:
+        h, step, model, texts = self.hparams, self.global_step, self.denoising(), self.texts()
+        timestep = int(torch.randint(len(model.alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step)))
+        numbers, keep = batch["index"].tolist(), bool(self.trainer.datamodule.fixed_crop)  # type: ignore[attr-defined]
+
+        def noised(images: Tensor, ids: list[str]) -> tuple[Tensor, Tensor]:
+            clean = self.latents(images, ids, numbers, step, keep)
+            noise = offset_noise(self.noise(clean, ids, numbers, step), self.offsets(clean, ids, numbers, step), h.offset_noise)
+            at = torch.full((len(clean),), timestep, device=self.device)
+            return add_noise(clean, noise, at, model.alphas), training_target(clean, noise, at, model.alphas, model.prediction)
+
+        source, wanted = noised(batch["source"], batch["source_id"])
+        if self.stage == "erasure":
+            losses = erasure_losses(model, source, wanted, timestep, texts)
+        else:
+            target, wanted_target = noised(batch["target"], batch["target_id"])
+            similarity = Similarity(h.sim_steps, h.sim_guidance, h.sim_reduction, h.sim_direction) if h.sim_weight else None
+            losses = finetuning_losses(model, (target, wanted_target), (source, wanted), timestep, texts, h.disen_weight > 0, similarity)
+        weights = {"erase": h.erase_weight, "disen": h.disen_weight, "prior": h.prior_weight, "sim": h.sim_weight, "target": 1.0}
+        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return self.log_losses({"loss": total, **losses}, batch_size=len(source))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == self.hparams.erasure_steps and self.hparams.erasure_steps:
+            cast(Any, self.optimizers()).state.clear()  # the second stage begins with an optimizer of its own
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        h = self.hparams
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: h.lr_erasure / h.lr if step < h.erasure_steps else 1.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
+
+    # Pictures
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        return self.evaluated(self._rendered(batch), self.draw_batch(self._rendered(batch)))
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        rendered = self._rendered(batch)
+        pictures = self.draw_batch(rendered)
+        self.metrics.update(pictures)
+        return self.evaluated(rendered, pictures) if batch_idx == 0 else {"rows": self.evaluated(rendered, pictures)["rows"]}
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        h, rendered = self.hparams, self._rendered(batch)
+        base = h.identifier if h.enhancement == "v-uncond" else self.prompt(h.source_prompt)
+        pictures = self.draw(rendered["prompt"], rendered["number"].tolist(), h.enhancement, base, h.enhancement_strength)
+        return self.evaluated(rendered, pictures)
+
+    def _rendered(self, batch: PromptBatch) -> PromptBatch:
+        return {**batch, "prompt": [self.prompt(each) for each in batch["prompt"]]}

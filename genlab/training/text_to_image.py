@@ -1,0 +1,199 @@
+"""What methods that tune a text-to-image model have in common: its frozen parts, latents, keyed noise, prior pictures, and drawing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from genlab.batches import Evaluated, PromptBatch, Strip
+from genlab.diffusion.components import Components, encode_image, load_components, pipeline_options
+from genlab.diffusion.guidance import Enhancement, enhanced
+from genlab.diffusion.prior_images import fill_folder
+from genlab.diffusion.prompts import PromptCache
+from genlab.files import cache_folder
+from genlab.store import content_key
+from genlab.training.base import Method
+from genlab.training.features import weights_key
+from genlab.training.randomness import keyed_torch_generator
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+log = logging.getLogger(__name__)
+
+
+class TextToImage(Method):
+    """A method that trains something in, or instead of parts of, a Stable Diffusion.
+
+    Subclasses have the hyperparameters ``backbone``, ``seed``, ``sampling_steps`` and ``guidance`` and define ``attach``, which makes what
+    is trained. The text tower and the autoencoder are frozen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.components: Components | None = None
+        self._kept_latents: dict[str, tuple[Tensor, Tensor]] = {}
+        self._prompts: PromptCache | None = None
+
+    def attach(self) -> None:
+        """Makes what is trained, in ``self.unet`` or beside it."""
+        raise NotImplementedError(f"{type(self).__name__} must define attach.")
+
+    # Network
+
+    def configure_model(self) -> None:
+        if self.components is not None:
+            return
+        self.components = parts = load_components(self.hparams.backbone)
+        self.vae, self.text_encoder, self.unet = parts.vae, parts.text_encoder, parts.unet
+        self.freeze_part("vae")
+        self.freeze_part("text_encoder")
+        self.unet.requires_grad_(False).eval()
+        self._prompts = PromptCache(parts.tokenizer, parts.text_encoder)
+        self._weights = weights_key(cast(Any, self.unet))
+        self.attach()
+
+    @property
+    def parts(self) -> Components:
+        assert self.components is not None, "configure_model() has not run"
+        return self.components
+
+    @property
+    def network(self) -> UNet2DConditionModel:
+        """The UNet."""
+        return self.parts.unet
+
+    def train(self, mode: bool = True) -> TextToImage:
+        super().train(mode)
+        if self.components is not None:
+            self.unet.eval()  # no dropout anywhere; what is trained in it does not care
+        return self
+
+    def is_frozen(self, key: str) -> bool:
+        """Of the UNet, what is not trained."""
+        if key.startswith("unet."):
+            return not self._parameter_is_trained(key)
+        return super().is_frozen(key)
+
+    def _parameter_is_trained(self, key: str) -> bool:
+        return "lora_" in key
+
+    # Inputs
+
+    def states(self, prompts: Sequence[str]) -> Tensor:
+        """Text states (B, L, D)."""
+        assert self._prompts is not None, "configure_model() has not run"
+        return self._prompts(list(prompts), self.device)
+
+    def latents(self, images: Tensor, ids: Sequence[str], numbers: Sequence[int], step: int, keep: bool) -> Tensor:
+        """x_0 drawn from q(z|x), keyed by step and sample: (B, 3, H, W) in [0, 1] -> (B, C, h, w).
+
+        Args:
+            ids: Of the pictures.
+            numbers: Of the draws, where a picture comes several times.
+            keep: Keep mean and deviation: for pictures that are always cut the same.
+        """
+        new = [i for i, name in enumerate(ids) if not keep or name not in self._kept_latents]
+        found = dict(self._kept_latents)
+        if new:
+            with torch.autocast(self.device.type, enabled=False):
+                mean, std = encode_image(self.parts.vae, images[new])
+            found |= {ids[i]: each for i, each in zip(new, zip(mean, std))}
+            if keep:
+                self._kept_latents = found
+        mean, std = (torch.stack(each) for each in zip(*(found[name] for name in ids)))
+        return mean + std * self.noise(mean, ids, numbers, "posterior", step)
+
+    def noise(self, like: Tensor, ids: Sequence[str], numbers: Sequence[int], *keys: int | str) -> Tensor:
+        """N(0, 1) in the shape of ``like``, a generator per sample: neither order nor number of processes matters."""
+        return self._drawn(like.shape[1:], like, ids, numbers, *keys)
+
+    def offsets(self, like: Tensor, ids: Sequence[str], numbers: Sequence[int], *keys: int | str) -> Tensor:
+        """N(0, 1) of (B, C, 1, 1), likewise."""
+        return self._drawn((like.shape[1], 1, 1), like, ids, numbers, "offset", *keys)
+
+    def _drawn(self, shape: Sequence[int], like: Tensor, ids: Sequence[str], numbers: Sequence[int], *keys: int | str) -> Tensor:
+        generators = [keyed_torch_generator(self.hparams.seed, *keys, name, number) for name, number in zip(ids, numbers)]
+        return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators]).to(like)
+
+    # Pictures
+
+    def pipeline(self) -> Any:
+        """The stock pipeline of the live parts, nothing loaded anew."""
+        from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+        parts = self.parts
+        scheduler = DDIMScheduler.from_config(parts.scheduler.config, clip_sample=False)
+        pipe = StableDiffusionPipeline(
+            vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=parts.unet, scheduler=scheduler,
+            **pipeline_options(),
+        )  # fmt: skip
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    @torch.no_grad()
+    def draw(
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[int],
+        enhancement: Enhancement = "off",
+        base: str = "",
+        strength: float = 1.0,
+        key: str = "draw",
+    ) -> Tensor:
+        """Pictures (B, 3, H, W) in [0, 1]; noise is keyed by the seed, the prompt and the number.
+
+        Args:
+            enhancement: See :func:`genlab.diffusion.guidance.enhanced`.
+            base: Its prompt.
+            strength: Of it.
+        """
+        h, parts, pipe = self.hparams, self.parts, self.pipeline()
+        side = int(cast(Any, parts.unet).config.sample_size)
+        like = torch.empty(1, int(cast(Any, parts.vae).config.latent_channels), side, side, device=self.device)
+        latents = self.noise(like, prompts, numbers, key)
+        with torch.autocast(self.device.type, enabled=False), enhanced(pipe, enhancement, self.states([base]), strength):
+            return pipe(
+                prompt_embeds=self.states(prompts), negative_prompt_embeds=self.states([""] * len(prompts)), latents=latents,
+                num_inference_steps=h.sampling_steps, guidance_scale=h.guidance, output_type="pt",
+            ).images.float()  # fmt: skip
+
+    def prior_folder(self, prompt: str, count: int, batch_size: int) -> Path:
+        """Pictures of a prompt by the model as it is now, in the cache; drawn where they are missing, by all processes together."""
+        h = self.hparams
+        key = content_key("prior images", self._weights, prompt, h.sampling_steps, h.guidance, h.seed)
+        folder = cache_folder() / "prior_images" / key
+        made = fill_folder(
+            folder, count, lambda numbers: self.draw([prompt] * len(numbers), numbers, key="prior"), batch_size,
+            self.trainer.global_rank, self.trainer.world_size,
+        )  # fmt: skip
+        if made:
+            log.info("prior pictures: %d of %r made now, in %s", made, prompt, folder)
+        self.trainer.strategy.barrier("prior pictures")
+        return folder
+
+    # Evaluation: pictures of prompts
+
+    def draw_batch(self, batch: PromptBatch) -> Tensor:
+        """Pictures of a batch of prompts. Subclasses put their way to sample here."""
+        return self.draw(batch["prompt"], batch["number"].tolist())
+
+    def evaluated(self, batch: PromptBatch, pictures: Tensor) -> Evaluated:
+        """Rows and strips of drawn pictures."""
+        rows: list[dict[str, Any]] = [
+            {"id": name, "label": "", "score": "", "status": "ok", "prompt": prompt} for name, prompt in zip(batch["id"], batch["prompt"])
+        ]
+        frames = (pictures.permute(0, 2, 3, 1) * 255 + 0.5).byte().cpu().numpy()
+        grouped: dict[str, list[int]] = {}
+        for i, prompt in enumerate(batch["prompt"]):
+            grouped.setdefault(prompt, []).append(i)
+        strips: list[Strip] = [
+            {"id": batch["id"][places[0]], "caption": prompt or "(no prompt)", "frames": frames[places[:8]], "heat": None}
+            for prompt, places in grouped.items()
+        ]
+        return {"rows": rows, "strips": strips}
