@@ -22,6 +22,7 @@ from torch import Tensor
 
 from genlab.batches import DomainBatch, Evaluated, PromptBatch
 from genlab.diffusion.denoising import Denoising, denoised
+from genlab.diffusion.export import model_card, save_diffusers, save_kohya
 from genlab.diffusion.features import unet_encoder_features
 from genlab.diffusion.guidance import Enhancement
 from genlab.diffusion.lora import attach_lora, lora_disabled
@@ -29,7 +30,10 @@ from genlab.diffusion.losses import as_fine
 from genlab.diffusion.prompts import render
 from genlab.diffusion.schedule import add_noise, offset_noise, training_target
 from genlab.errors import UserError
+from genlab.files import write_bytes
 from genlab.losses.similarity_consistency import Direction, Reduction, similarity_consistency
+from genlab.metrics.t2i import FewShotQuality
+from genlab.models.picture_features import LitePictureFeatures
 from genlab.training.randomness import keyed_torch_generator
 from genlab.training.text_to_image import TextToImage
 
@@ -55,6 +59,10 @@ class DomainSource(Protocol):
 
     def use_source(self, folder: Path) -> None:
         """From now on source pictures come from there."""
+
+
+def _is_domain(data: object) -> bool:
+    return isinstance(data, DomainSource)
 
 
 class Texts(NamedTuple):
@@ -261,7 +269,7 @@ class DomainGallery(TextToImage):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         h, data = self.hparams, cast(Any, self.trainer).datamodule
-        if not isinstance(data, DomainSource):
+        if not _is_domain(data):
             raise UserError("data: DomainGallery needs a datamodule of a domain, such as datamodules.domain_images.DomainImages.")
         if h.sim_weight and data.hparams.batch_size < LEAST:
             raise UserError(
@@ -306,6 +314,25 @@ class DomainGallery(TextToImage):
         if self.global_step == self.hparams.erasure_steps and self.hparams.erasure_steps:
             cast(Any, self.optimizers()).state.clear()  # the second stage begins with an optimizer of its own
 
+    def on_train_end(self) -> None:
+        """Leaves the LoRA in ``lora/`` of the run: for diffusers, for web interfaces, and a page that says what it is."""
+        if self.trainer.is_global_zero:
+            self.export(Path(self.trainer.default_root_dir) / "lora")
+
+    def export(self, folder: Path) -> None:
+        """Writes ``pytorch_lora_weights.safetensors``, ``kohya_lora.safetensors`` and ``README.md``."""
+        h = self.hparams
+        facts = {"base_model": str(h.backbone), "method": "DomainGallery (arXiv 2411.04571)", "category": self.category}
+        facts |= {
+            "target_prompt": self.prompt(h.target_prompt),
+            "source_prompt": self.prompt(h.source_prompt),
+            "steps": str(self.global_step),
+        }
+        save_diffusers(folder, self.network, facts)
+        save_kohya(folder, self.network, facts)
+        usage = f'pipe.load_lora_weights("{folder.name}")\npipe("{facts["target_prompt"]}").images[0]'
+        write_bytes(folder / "README.md", model_card(f"LoRA of {facts['target_prompt']!r}", facts, usage))
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h = self.hparams
         optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
@@ -317,10 +344,18 @@ class DomainGallery(TextToImage):
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
         return self.evaluated(self._rendered(batch), self.draw_batch(self._rendered(batch)))
 
+    def on_test_start(self) -> None:
+        features = LitePictureFeatures().to(self.device)
+        real = cast(Any, self.trainer).datamodule.real_pictures().float() / 255
+        self.quality = FewShotQuality(features, features.distance, real).to(self.device)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/lite0_{name}": value.to(self.device) for name, value in self.quality.compute().items()})
+
     def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
         rendered = self._rendered(batch)
         pictures = self.draw_batch(rendered)
-        self.metrics.update(pictures)
+        self.quality.update(pictures, batch["index"])
         return self.evaluated(rendered, pictures) if batch_idx == 0 else {"rows": self.evaluated(rendered, pictures)["rows"]}
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:

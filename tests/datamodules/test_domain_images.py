@@ -1,141 +1,94 @@
-"""Pictures of a domain: tiny ones, and every form of their folders."""
+"""A domain's pictures: two streams that go round, bad pictures, and who says what they show."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
+import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from datamodules.domain_images_index import DomainPicture, items, preview, read_folder
-from datamodules.images import open_picture
-from datamodules.tinyworld import make
-from datamodules.tinyworld.domains import DOMAINS, domain_photo, domain_picture, write_domain_images
-from datamodules.tinyworld.scene import BACKGROUNDS, SHAPES
-from genlab.errors import UserError
-
-OPTIONS = {"target": 3, "reference": 4, "source": 2, "size": 24}
+from datamodules.domain_images import DomainImages, cut
+from datamodules.sampling import Draw
+from genlab.errors import MissingPath, UserError
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make("domain_images", tmp_path_factory.mktemp("domains") / "all", progress=False, **OPTIONS)
+def write(folder: Path, count: int, size: tuple[int, int] = (20, 16)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        Image.new("RGB", size, (10 * i, 0, 0)).save(folder / f"{i}.png")
+    return folder
 
 
-def test_folders_hold_what_is_described(root: Path) -> None:
-    for name, domain in DOMAINS.items():
-        seen: list[bytes] = []
-        for part, place, count in (("target", "target_dataset", 3), ("reference", "reference", 4)):
-            pictures = read_folder(root / place / name)
-            assert len(pictures) == count
-            for number, picture in enumerate(pictures):
-                pixels = np.asarray(open_picture(picture.path))
-                assert np.array_equal(pixels, np.asarray(domain_picture(name, 0, part, number, 24)))
-                shape = domain_photo(name, 0, part, number).scene.objects[0].shape
-                assert picture.category == ("" if domain.category else shape) and shape == (domain.category or shape)
-                seen.append(pixels.tobytes())
-        assert len(set(seen)) == 7, "references are other pictures than targets"
-        if domain.category:
-            sources = read_folder(root / "source_image" / domain.category)
-            shown = [domain_picture(name, 0, "source", number, 24) for number in range(2)]
-            digests = [hashlib.sha1(np.asarray(picture).tobytes()).hexdigest() for picture in shown]
-            assert [picture.path.name for picture in sources] == [f"{i}-{digest}.jpg" for i, digest in enumerate(digests)]
-            for picture, there in zip(sources, shown):
-                assert np.abs(np.asarray(open_picture(picture.path), float) - np.asarray(there)).mean() < 10
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write(tmp_path / "mine", 5)
 
 
-def test_a_domain_is_what_its_name_says() -> None:
-    """Sketches have no colour, paintings more than what was painted, watercolours a white rim; sources are style A without any of it."""
-
-    def colour(name: str, part: str) -> float:
-        pixels = np.stack([np.asarray(domain_picture(name, 0, part, number, 48), float) for number in range(6)])
-        return float((pixels.max(-1) - pixels.min(-1)).mean())
-
-    assert colour("sketched_stars", "target") == colour("sketched_shapes", "reference") == 0 < 10 < colour("sketched_stars", "source")
-    assert colour("painted_hearts", "target") > 1.3 * colour("painted_hearts", "source")
-    for number in range(4):
-        washed = np.asarray(domain_picture("watercolour_squares", 0, "target", number, 48))
-        assert washed[0].mean() > 240 > 225 > washed[12:36, 12:36].mean(), "white, but for where colour has run over the edge"
-        worn = domain_photo("spectacled_circles", 0, "target", number).scene.objects
-        assert [thing.shape for thing in worn] == ["circle", "ring", "ring"]
-        outlined = domain_photo("outlined_triangles", 0, "target", number).scene
-        assert outlined.style == "B" and outlined.background in BACKGROUNDS["B"]
-        for name in DOMAINS:
-            scene = domain_photo(name, 0, "source", number).scene
-            assert len(scene.objects) == 1 and scene.style == "A" and scene.background in BACKGROUNDS["A"]
-    assert {domain_photo("sketched_shapes", 0, "target", number).scene.objects[0].shape for number in range(10)} == set(SHAPES)
+def domain(root: Path, **options: Any) -> DomainImages:
+    settings: dict[str, Any] = {"category": "star", "image_size": 12, "batch_size": 3, "num_workers": 0, **options}
+    data = DomainImages(str(root), **settings)
+    data.setup("fit")
+    return data
 
 
-def test_every_folder_is_shown(root: Path, tmp_path: Path) -> None:
-    shown = items(root, "domain_images")
-    assert len(shown) == 6 * (3 + 4) + 5 * 2 and {item.split for item in shown} == {"target", "reference", "source"}
-    assert {item.group for item in shown if item.split == "source"} == {"star", "circle", "heart", "square", "triangle"}
-    assert "sketched_shapes (circle)" in {item.group for item in shown} and all(len(preview(item)) == 1 for item in shown)
-    (own,) = {(item.split, item.group) for item in items(root / "target_dataset/painted_hearts", "domain_images")}
-    assert own == ("target", "painted_hearts")
-    assert {item.split for item in items(root / "reference", "domain_images")} == {"target"}
-    shutil.copytree(root / "target_dataset/painted_hearts", tmp_path / "x")
-    (tmp_path / "x/00.png").write_bytes(b"no picture")
-    assert [len(preview(item)) for item in items(tmp_path / "x", "domain_images")] == [0, 1, 1]
+def test_each_stream_shows_all_of_its_pictures_before_one_again(root: Path, tmp_path: Path) -> None:
+    data = domain(root, source=str(write(tmp_path / "source", 7)))
+    loader = data.train_dataloader()
+    pairs = [loader.dataset[Draw(i, epoch)] for epoch in range(5) for i in range(7)]
+    for name, count in (("target", 5), ("source", 7)):
+        ids = [pair[f"{name}_id"] for pair in pairs]
+        assert set(Counter(ids).values()) == {35 // count}
+        rounds = [tuple(ids[k : k + count]) for k in range(0, 35, count)]
+        assert all(len(set(each)) == count for each in rounds) and len(set(rounds)) > 1
+    batch = next(iter(loader))
+    assert batch["target"].shape == batch["source"].shape == (3, 3, 12, 12) and batch["target"].dtype == torch.uint8
+    again = domain(root, source=str(tmp_path / "source")).train_dataloader().dataset[Draw(2, 1)]
+    assert torch.equal(again["target"], loader.dataset[Draw(2, 1)]["target"])
 
 
-def test_a_flat_folder_as_users_have_it(tmp_path: Path) -> None:
-    """Any kind of picture, sorted by name; hidden files, texts and folders are passed over."""
-    for name in ("10.jpg", "2.PNG", "a.webp", "b.jpeg"):
-        Image.new("RGB", (6, 5)).save(tmp_path / name)
-    for name in (".DS_Store", "._2.PNG", "Thumbs.db", "readme.md"):
-        (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "masks").mkdir()
-    assert read_folder(tmp_path) == [DomainPicture(tmp_path / name) for name in ("10.jpg", "2.PNG", "a.webp", "b.jpeg")]
-    lines = [f'{{"file_name": "{name}", "category": "dog", "author": 7}}\r\n' for name in ("b.jpeg", "10.jpg", "2.PNG", "a.webp")]
-    (tmp_path / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
-    assert {picture.category for picture in read_folder(tmp_path)} == {"dog"}
+def test_pictures_are_cut_in_the_middle_or_anywhere() -> None:
+    picture = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8), (20, 1))[..., None].repeat(3, 2))
+    assert cut(picture, 20, "center")[0, 0, 0] == 10
+    starts = {int(cut(picture, 20, "random", np.random.default_rng(seed))[0, 0, 0]) for seed in range(40)}
+    assert len(starts) > 8 and min(starts) >= 0 and max(starts) <= 20
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ('{"file_name": "0.png", "category": "face"}\n', r"metadata\.jsonl has no line for 1\.png\. Every picture needs its category"),
-        ('{"file_name": "0.png"}\n{', r"jsonl:1: .*; expected .*\n.*jsonl:2: \{; expected"),
-        ('{"file_name": "0.png", "category": ""}\n', r"jsonl:1: .*; expected"),
-        ('{"file_name": "0.png", "category": "a"}\n' * 2, r"jsonl:2: 0\.png is there twice"),
-        ('{"file_name": "2.png", "category": "face"}\n', r"names pictures that are not there: 2\.png\. Bring them, or drop"),
-    ],
-)
-def test_wrong_categories_are_named(tmp_path: Path, text: str, said: str) -> None:
-    for number in range(2):
-        Image.new("RGB", (6, 5)).save(tmp_path / f"{number}.png")
-    (tmp_path / "metadata.jsonl").write_text(text)
-    with pytest.raises(UserError, match=said):
-        read_folder(tmp_path)
+def test_bad_pictures_are_named_all_at_once(root: Path) -> None:
+    (root / "broken.png").write_bytes(b"no picture")
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "notes.txt").write_text("passed over")
+    with pytest.raises(UserError, match=r"broken\.png, empty\.jpg cannot be read"):
+        domain(root)
 
 
-def test_what_is_wrong_with_a_folder_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has neither pictures nor folders of pictures in it\. About ten"):
-        items(tmp_path, "domain_images")
-    with pytest.raises(UserError, match=r"no is not a folder\. Name one of pictures"):
-        items(tmp_path / "no", "domain_images")
-    (tmp_path / "target_dataset/x").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"there are no pictures in .*target_dataset/x"):
-        items(tmp_path, "domain_images")
-    with pytest.raises(UserError, match=r"domain_images: target 0, size 8; counts start at 1, size at 16"):
-        make("domain_images", tmp_path / "new", target=0, size=8)
+def test_unusual_pictures_become_rgb(root: Path) -> None:
+    Image.new("CMYK", (18, 18), (0, 200, 0, 0)).save(root / "cmyk.jpg")
+    frames = [Image.new("P", (18, 18), color) for color in (1, 2)]
+    frames[0].save(root / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.new("RGBA", (18, 18), (0, 0, 255, 10)).save(root / "alpha.png")
+    data = domain(root)
+    assert data.real_pictures().shape == (8, 3, 12, 12)
 
 
-def test_same_seed_same_bytes_and_interrupted_goes_on(root: Path, tmp_path: Path) -> None:
-    for folder in ("target_dataset", "source_image"):
-        shutil.copytree(root / folder, tmp_path / folder)
-    left = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
-    write_domain_images(tmp_path, seed=0, progress=False, **OPTIONS)
-    assert contents(tmp_path) == contents(root) and all(path.stat().st_mtime_ns == when for path, when in left.items())
-    assert np.asarray(domain_picture("painted_hearts", 1, "target", 0, 24)).tobytes() not in {
-        np.asarray(domain_picture("painted_hearts", 0, part, 0, 24)).tobytes() for part in ("target", "reference", "source")
-    }
+def test_somebody_says_what_the_pictures_show(root: Path) -> None:
+    with pytest.raises(UserError, match="name what the pictures show"):
+        domain(root, category=None)
+    (root / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{i}.png", "category": "star"}) + "\n" for i in range(5)))
+    assert domain(root, category=None).category == "star"
+    with pytest.raises(MissingPath, match="is not a folder"):
+        domain(root / "nowhere")
+    with pytest.raises(MissingPath, match="about ten are enough"):
+        domain(write(root / "none", 0))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "tinyworld.json"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+def test_one_of_several_domains(tmp_path: Path) -> None:
+    for name in ("sketches", "cars"):
+        write(tmp_path / "target_dataset" / name, 3)
+    with pytest.raises(UserError, match="none of cars, sketches"):
+        domain(tmp_path)
+    assert len(domain(tmp_path, domain="cars").target) == 3

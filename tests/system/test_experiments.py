@@ -70,6 +70,19 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     make("ucf101", folder / "actions/ucf101", progress=False, groups=4, clips=1, size=32)
     return {
         "datamodules.action_video.ActionVideo": [f"--data.root={folder / 'actions'}", "--data.shots=2", "--data.eval_clips=1"],
+        "datamodules.domain_images.DomainImages": [
+            f"--data.root={write_pictures(folder / 'domain')}",
+            "--data.domain=null",
+            "--data.category=star",
+            "--data.image_size=64",
+            "--model.backbone=tiny:sd",
+            "--model.source_images=2",
+            "--model.sampling_steps=2",
+            "--model.erasure_steps=1",
+            "--model.sim_weight=0",
+            "--data.pictures=1",
+            "--trainer.val_check_interval=2",
+        ],
         "datamodules.fewshot_images.FewShotImages": [
             f"--data.root={datasets}",
             f"--model.backbone={clip}",
@@ -87,6 +100,15 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "datamodules.captioned_videos.CaptionedVideos": [f"--data.root={clips}"],
         "datamodules.visual_questions.VisualQuestions": [f"--data.root={questions}"],
     }
+
+
+def write_pictures(folder: Path) -> Path:
+    from PIL import Image
+
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (64, 64), (50 * i, 90, 120)).save(folder / f"{i}.png")
+    return folder
 
 
 def fit(configs: list[str], stand_ins: dict[str, list[str]], weights: Path, cwd: Path, *more: str, verb: str = "fit") -> str:

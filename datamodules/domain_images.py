@@ -1,0 +1,277 @@
+"""About ten pictures of a domain, and such of the same category as the plain model draws (DomainGallery, arXiv 2411.04571)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as vision
+
+from datamodules.checks import Item
+from datamodules.domain_images_index import items, preview, read_folder
+from datamodules.images import open_picture, pictures_in
+from datamodules.listfiles import some
+from datamodules.loading import SplitData
+from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
+from datamodules.tinyworld import tiny_root
+from genlab.batches import DomainBatch, PromptBatch
+from genlab.errors import MissingPath, UserError
+from genlab.files import file_size, fingerprint
+from genlab.training.randomness import keyed_rng
+
+log = logging.getLogger(__name__)
+
+Crop = Literal["center", "random"]
+
+
+def cut(picture: Image.Image, size: int, crop: Crop, rng: np.random.Generator | None = None) -> Tensor:
+    """Shorter side to ``size``, bilinearly, then a square of the middle or a random one: (3, size, size) uint8."""
+    resized = vision.resize(picture, [size], InterpolationMode.BILINEAR, antialias=True)
+    width, height = resized.size
+    left, top = (width - size) // 2, (height - size) // 2
+    if crop == "random" and rng is not None:
+        left, top = int(rng.integers(0, width - size + 1)), int(rng.integers(0, height - size + 1))
+    return vision.pil_to_tensor(vision.crop(resized, top, left, size, size))
+
+
+class PairDataset(Dataset[dict[str, Any]]):
+    """Pairs of a domain's picture and one of the plain model: each stream goes through all of its pictures in a random order, then again.
+
+    Args:
+        target: The domain's files.
+        source: The plain model's.
+        length: Pairs of an epoch.
+        size: Pixels per side.
+        crop: Of all pictures.
+        seed: Keys orders and crops.
+    """
+
+    def __init__(self, target: Sequence[Path], source: Sequence[Path], length: int, size: int, crop: Crop, seed: int) -> None:
+        self.target, self.source, self.length = list(target), list(source), length
+        self.size, self.crop, self.seed = size, crop, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        sample: dict[str, Any] = {"index": draw.index}
+        for name, files in (("target", self.target), ("source", self.source)):
+            round_, place = divmod(draw.epoch * self.length + draw.index, len(files))
+            path = files[int(keyed_rng(self.seed, name, round_).permutation(len(files))[place])]
+            rng = keyed_rng(self.seed, "crop", name, draw.epoch, draw.index)
+            sample |= {name: cut(open_picture(path), self.size, self.crop, rng), f"{name}_id": f"{name}/{path.name}"}
+        return sample
+
+
+class PromptDataset(Dataset[dict[str, Any]]):
+    """Prompts, each so often."""
+
+    def __init__(self, prompts: Sequence[str], each: int) -> None:
+        self.prompts, self.each = list(prompts), each
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.each
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        prompt, number = divmod(draw.index, self.each)
+        return {"prompt": self.prompts[prompt], "number": number, "id": f"{prompt:02d}-{number:04d}", "index": draw.index}
+
+
+def collate_pairs(samples: list[dict[str, Any]]) -> DomainBatch:
+    """Samples -> batch."""
+    batch: Any = default_collate([{key: value for key, value in each.items() if not key.endswith("_id")} for each in samples])
+    return batch | {key: [each[key] for each in samples] for key in ("target_id", "source_id")}
+
+
+def collate_prompts(samples: list[dict[str, Any]]) -> PromptBatch:
+    """Samples -> batch."""
+    batch: Any = {key: [each[key] for each in samples] for key in ("prompt", "id")}
+    return batch | {key: torch.tensor([each[key] for each in samples]) for key in ("number", "index")}
+
+
+class DomainImages(SplitData):
+    """Pictures of a domain for DomainGallery and what it is compared with.
+
+    Args:
+        root: Folder of the domain's pictures, all in it; or of several (``target_dataset/<domain>``); ``tiny:domain_images``
+            writes procedural ones on first use.
+        domain: Which, where there are several.
+        category: N, the noun for what the pictures show; left out, what ``metadata.jsonl`` says.
+        source: Folder of pictures of the plain category; left out, the method has the plain model draw them.
+        image_size: Pixels per side. Paper: 512.
+        crop: After resizing, ``random`` as in the released code, or ``center``, which lets latents be kept.
+        batch_size: Pictures of the domain per device, and as many of the source. Released scripts: 4.
+        eval_batch_size: Pictures drawn at once.
+        prompts: Templates of pictures drawn in validation and prediction; left out, the target and the source prompt.
+        pictures: Of each prompt in validation and prediction.
+        test_pictures: Of the target prompt in ``test``. Paper: 1000.
+        num_workers: Reading processes.
+        seed: Keys orders and crops.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        domain: str | None = None,
+        category: str | None = None,
+        source: str | None = None,
+        image_size: int = 512,
+        crop: Crop = "random",
+        batch_size: int = 4,
+        eval_batch_size: int = 4,
+        prompts: list[str] | None = None,
+        pictures: int = 4,
+        test_pictures: int = 1000,
+        num_workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        sizes = {"image_size": image_size, "batch_size": batch_size, "eval_batch_size": eval_batch_size, "pictures": pictures}
+        for name, value in (sizes | {"test_pictures": test_pictures}).items():
+            if value < 1:
+                raise UserError(f"data.{name}: {value} is too small; use 1 or more.")
+        self.target: list[Path] = []
+        self.source: list[Path] = []
+        self.category = category or ""
+
+    # What there is
+
+    @property
+    def wants_source(self) -> bool:
+        """Whether the plain model has to draw the source pictures."""
+        return self.hparams.source is None
+
+    @property
+    def fixed_crop(self) -> bool:
+        """Whether a picture is always cut the same."""
+        return self.hparams.crop == "center"
+
+    @property
+    def folder(self) -> Path:
+        """Of the domain's pictures."""
+        root = tiny_root(self.hparams.root)
+        if not root.is_dir():
+            raise MissingPath(f"data.root: {root} is not a folder. Name the one with about ten pictures of the domain.")
+        domains = root / "target_dataset"
+        if not domains.is_dir():
+            return root
+        names = sorted(path.name for path in domains.iterdir() if path.is_dir())
+        if self.hparams.domain not in names:
+            raise UserError(f"data.domain: {self.hparams.domain or 'nothing'} is none of {', '.join(names)}.")
+        return domains / self.hparams.domain
+
+    @property
+    def data_name(self) -> str:
+        """Names the folder of an evaluation."""
+        return self.hparams.domain or super().data_name
+
+    @property
+    def fingerprint(self) -> dict[str, str]:
+        """Hash of the names and sizes of the pictures."""
+        return {"target": fingerprint((path.name, file_size(path)) for path in self.target)}
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What must agree for two results to be comparable."""
+        names = ("domain", "image_size", "crop", "test_pictures")
+        tiny = str(self.hparams.root).startswith("tiny:")
+        return {name: self.hparams[name] for name in names} | {"category": self.category, "n_target": len(self.target), "tiny_world": tiny}
+
+    def setup(self, stage: str) -> None:
+        """Finds the pictures, and reads each once.
+
+        Raises:
+            UserError: Too few, none that can be read, or nobody says what they show.
+        """
+        if self.target:
+            return
+        found = read_folder(self.folder)
+        broken = [each.path.name for each in found if not _readable(each.path)]
+        if broken:
+            raise UserError(f"data.root: {some(broken)} cannot be read as pictures. With about ten each counts: mend or remove them.")
+        self.target = [each.path for each in found]
+        said = sorted({each.category for each in found if each.category})
+        if not self.category:
+            if len(said) != 1:
+                known = f"metadata.jsonl has {some(said)}" if said else "there is no metadata.jsonl"
+                raise UserError(f"data.category: name what the pictures show, a noun such as face ({known}).")
+            self.category = said[0]
+        if self.hparams.source is not None:
+            self.use_source(Path(self.hparams.source))
+        log.info("%d pictures of the domain, category %r", len(self.target), self.category)
+
+    def use_source(self, folder: Path) -> None:
+        """From now on source pictures come from there.
+
+        Raises:
+            MissingPath: There are none.
+        """
+        self.source = pictures_in(folder)
+        if not self.source:
+            raise MissingPath(f"data.source: {folder} has no pictures.")
+
+    def real_pictures(self) -> Tensor:
+        """The domain's pictures (N, 3, S, S) uint8, cut from the middle."""
+        return torch.stack([cut(open_picture(path), self.hparams.image_size, "center") for path in self.target])
+
+    # Loaders
+
+    def train_dataloader(self) -> TrainLoader:
+        h = self.hparams
+        length = max(len(self.target), len(self.source), h.batch_size * self.ranks()[1])
+        dataset = PairDataset(self.target, self.source, length, h.image_size, h.crop, h.seed)
+        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self._options(collate_pairs))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._prompts(self.templates(), self.hparams.pictures)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._prompts(["a {V} {N}"], self.hparams.test_pictures)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._prompts(self.templates(), self.hparams.pictures)
+
+    def templates(self) -> list[str]:
+        """Of the prompts that are drawn."""
+        return self.hparams.prompts or ["a {V} {N}", "a {N}"]
+
+    def _prompts(self, prompts: Sequence[str], each: int) -> DataLoader[Any]:
+        dataset = PromptDataset(prompts, each)
+        sampler = EvalSampler(len(dataset), *self.ranks())
+        options = self._options(collate_prompts) | {"num_workers": 0}
+        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **options)
+
+    def _options(self, collate: Any) -> dict[str, Any]:
+        self.collate = collate
+        return self.loading()
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """uint8 -> float32 in [0, 1] on the device."""
+        return batch | {key: batch[key].float() / 255 for key in ("target", "source") if key in batch}
+
+    # For ``data check`` and ``data show``
+
+    def items(self) -> list[Item]:
+        """Every picture."""
+        return items(tiny_root(self.hparams.root), "domain_images")
+
+    def preview(self, item: Item) -> list[Image.Image]:
+        """The picture of an item, none if it cannot be read."""
+        return preview(item)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        open_picture(path)
+    except OSError:
+        return False
+    return True
