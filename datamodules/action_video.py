@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -229,6 +230,7 @@ class ActionVideo(SplitData):
         lists = self.lists_of(h.dataset)
         if h.protocol == "base_to_novel":
             found = lists.base_to_novel(h.shots, h.split)
+            found["base"] = _unseen(found["base"], found["train"])
             return {"train": found["train"], "val": found["base"], "base": found["base"], "novel": found["novel"]}
         if h.protocol == "few_shot":
             found = {"train": lists.few_shot(h.shots, h.split, h.official_split), "test": lists.testing(h.official_split)}
@@ -239,6 +241,7 @@ class ActionVideo(SplitData):
                 f"data.lists: training has {len(found['train'].names)} classes, the test {len(found['test'].names)}, or others; the "
                 "label file and both lists must belong together."
             )
+        found["test"] = _unseen(found["test"], found["train"])
         found["val"] = found.pop("test") if h.protocol == "zero_shot" else found["test"]
         return found
 
@@ -292,6 +295,11 @@ class ActionVideo(SplitData):
             if len(given) != 2:
                 raise UserError(f"data.descriptions: {len(given)} files; name two, spatial and temporal, or a folder.")
             return read_descriptions(Path(given[0]), own.names), read_descriptions(Path(given[1]), own.names)
+        if given is None and self.hparams.dataset == "custom":
+            raise MissingPath(
+                "data.descriptions: classes of your own need two files, [spatial.json, temporal.json]: genlab data prepare descriptions "
+                "--actions 2 ... makes them. Without: --model.consistency_weight 0."
+            )
         folder = Path(given) if given is not None else self.lists_of(self.hparams.dataset).folder
         if not folder.is_dir():
             raise MissingPath(f"data.descriptions: {folder} is not a folder.")
@@ -352,6 +360,25 @@ class ActionVideo(SplitData):
     def preview(self, item: Item) -> list[np.ndarray]:
         """Four frames of a clip, none if it cannot be read."""
         return preview(item)
+
+
+def _unseen(tested: ActionSet, trained: ActionSet) -> ActionSet:
+    """Where folders have no split of their own, what was drawn for training is not tested.
+
+    Raises:
+        UserError: Nothing is left.
+    """
+    files = {clip.file for clip in trained.clips}
+    both = sum(clip.file in files for clip in tested.clips)
+    if not both or not (trained.drawn or both == len(tested.clips)):
+        return tested  # a leak of published lists is reported, not mended
+    left = [clip for clip in tested.clips if clip.file not in files]
+    if not left:
+        raise UserError(
+            "data.root: all clips are training clips, none is left to test on. Make folders train/ and val/ of class folders, or draw few: "
+            "--data.protocol few_shot --data.shots 4."
+        )
+    return replace(tested, clips=left)
 
 
 def _found(own: ActionSet, root: Path, files: Files, name: str) -> Clips:

@@ -101,6 +101,12 @@ def test_class_folders_of_ones_own(root: Path, tmp_path: Path) -> None:
     data = actions(tmp_path / "mine", "custom", protocol="base_to_novel", shots=2)
     assert len(data.class_names("base")) == 3 and len(data.class_names("novel")) == 3
     assert np.bincount(data.clips["train"].labels).tolist() == [2, 2, 2]
+    trained, tested = (set(data.clips[name].ids.tolist()) for name in ("train", "base"))
+    assert tested and not trained & tested and not data.protocol["leaks"]
+    with pytest.raises(MissingPath, match="need two files"):
+        data.descriptions("train")
+    with pytest.raises(UserError, match="none is left to test on"):
+        actions(tmp_path / "mine", "custom", protocol="supervised")
 
 
 def test_zero_shot_tests_on_all_splits_of_other_datasets(root: Path) -> None:
