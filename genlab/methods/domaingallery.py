@@ -32,8 +32,6 @@ from genlab.diffusion.schedule import add_noise, offset_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_bytes
 from genlab.losses.similarity_consistency import Direction, Reduction, similarity_consistency
-from genlab.metrics.t2i import FewShotQuality
-from genlab.models.picture_features import LitePictureFeatures
 from genlab.training.randomness import keyed_torch_generator
 from genlab.training.text_to_image import TextToImage
 
@@ -345,12 +343,10 @@ class DomainGallery(TextToImage):
         return self.evaluated(self._rendered(batch), self.draw_batch(self._rendered(batch)))
 
     def on_test_start(self) -> None:
-        features = LitePictureFeatures().to(self.device)
-        real = cast(Any, self.trainer).datamodule.real_pictures().float() / 255
-        self.quality = FewShotQuality(features, features.distance, real).to(self.device)
+        self.start_quality()
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/lite0_{name}": value.to(self.device) for name, value in self.quality.compute().items()})
+        self.finish_quality()
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
         rendered = self._rendered(batch)

@@ -16,6 +16,8 @@ from genlab.diffusion.guidance import Enhancement, enhanced
 from genlab.diffusion.prior_images import fill_folder
 from genlab.diffusion.prompts import PromptCache
 from genlab.files import cache_folder
+from genlab.metrics.t2i import FewShotQuality
+from genlab.models.picture_features import LitePictureFeatures
 from genlab.store import content_key
 from genlab.training.base import Method
 from genlab.training.features import weights_key
@@ -178,6 +180,16 @@ class TextToImage(Method):
         return folder
 
     # Evaluation: pictures of prompts
+
+    def start_quality(self) -> None:
+        """Gets ready to measure drawn pictures against the datamodule's few real ones."""
+        features = LitePictureFeatures().to(self.device)
+        real = cast(Any, self.trainer).datamodule.real_pictures().float() / 255
+        self.quality = FewShotQuality(features, features.distance, real).to(self.device)
+
+    def finish_quality(self) -> None:
+        """Logs ``test/lite0_*``: the name says whose features they are."""
+        self.log_dict({f"test/lite0_{name}": value.to(self.device) for name, value in self.quality.compute().items()})
 
     def draw_batch(self, batch: PromptBatch) -> Tensor:
         """Pictures of a batch of prompts. Subclasses put their way to sample here."""

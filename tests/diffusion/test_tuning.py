@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from genlab.diffusion.components import pipeline_options, stable_diffusion_scheduler
+from genlab.diffusion.components import encode_text, pipeline_options, stable_diffusion_scheduler
 from genlab.diffusion.export import DIFFUSERS, KOHYA, save_diffusers, save_kohya
 from genlab.diffusion.lora import attach_lora, load_lora_state, lora_state
 from genlab.diffusion.prior_images import fill_folder, missing_pictures, picture_name
 from genlab.diffusion.prompts import render
+from genlab.diffusion.tokens import PlaceholderTokens
 from genlab.errors import UserError
 from tests.diffusion.tiny_parts import CHANNELS, write_parts
 
@@ -87,6 +88,35 @@ def test_prior_pictures_are_drawn_once_by_whoever_is_asked(tmp_path: Path) -> No
     (tmp_path / "x" / picture_name(3)).unlink()
     assert fill_folder(tmp_path / "x", 6, draw, 4) == 5 and sorted(asked[2:]) == [0, 2, 3, 4, 5]
     assert fill_folder(tmp_path / "x", 6, draw, 4) == 0 and len(list((tmp_path / "x").iterdir())) == 6
+
+
+def test_new_words_learn_alone_and_load_into_diffusers(tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    parts = write_parts(tmp_path / "parts")
+    tokenizer, tower = CLIPTokenizer.from_pretrained(parts / "tokenizer"), CLIPTextModel.from_pretrained(parts / "text_encoder")
+    tower.requires_grad_(False).eval()
+    table, plain = tower.get_input_embeddings().weight.clone(), encode_text(tokenizer, tower, ["red star"])
+    words = PlaceholderTokens(tokenizer, tower, "<it>", 2, "star")
+    assert torch.equal(encode_text(tokenizer, tower, ["red star"]), plain), "other prompts stay as they were"
+    states = encode_text(tokenizer, tower, [words.spelled("red <it>")])
+    states.square().sum().backward()
+    assert words.embeds.grad is not None and (words.embeds.grad.abs().sum(1) > 0).all()
+    torch.nn.init.normal_(words.embeds)
+    expected = encode_text(tokenizer, tower, [words.spelled("red <it>")]).detach()
+    assert torch.equal(tower.get_input_embeddings().weight, table)
+    words.export(tmp_path / "it.safetensors")
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(parts / "vae"), text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"), unet=unet(), scheduler=stable_diffusion_scheduler("epsilon"),
+        **pipeline_options(),
+    )  # fmt: skip
+    pipe.load_textual_inversion(str(tmp_path / "it.safetensors"))
+    prompt = pipe.maybe_convert_prompt("red <it>", pipe.tokenizer)
+    assert torch.allclose(encode_text(pipe.tokenizer, pipe.text_encoder, [prompt]), expected, atol=1e-5)
+    with pytest.raises(UserError, match="is a token of the text tower already"):
+        PlaceholderTokens(tokenizer, tower, "<it>")
 
 
 def test_prompts() -> None:

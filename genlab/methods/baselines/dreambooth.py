@@ -1,0 +1,145 @@
+"""DreamBooth (Ruiz et al., arXiv 2208.12242): a rare word is bound to a few pictures, while pictures of the plain class hold the model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from genlab.batches import DomainBatch, Evaluated, PromptBatch
+from genlab.diffusion.export import model_card, save_diffusers, save_kohya
+from genlab.diffusion.lora import attach_lora, lora_disabled
+from genlab.diffusion.losses import prior_preservation_loss
+from genlab.diffusion.prompts import render
+from genlab.diffusion.schedule import add_noise, training_target
+from genlab.errors import UserError
+from genlab.files import write_bytes
+from genlab.training.randomness import keyed_torch_generator
+from genlab.training.text_to_image import TextToImage
+
+log = logging.getLogger(__name__)
+
+
+class DreamBooth(TextToImage):
+    """The UNet, or a LoRA of it, learns the instance prompt from the pictures and keeps the class prompt.
+
+    Args:
+        backbone: Pipeline folder, hub id or ``tiny:sd``.
+        identifier: V, a rare word.
+        instance_prompt: ``{V}`` and ``{N}``, the datamodule's category.
+        class_prompt: Of the pictures that the plain model draws first.
+        class_images: How many. DreamBooth: about 1000, diffusers' example 100.
+        prior_weight: lambda of the prior preservation. DreamBooth: 1.
+        rank: Of the LoRA; ``null`` trains the whole UNet.
+        lr: Of AdamW. DreamBooth: 1e-6 to 5e-6 for the whole network; LoRA: 1e-4.
+        weight_decay: Of AdamW.
+        sampling_steps: DDIM steps of drawn pictures.
+        guidance: Of classifier-free guidance.
+        seed: Of noise, timesteps and drawn pictures.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "CompVis/stable-diffusion-v1-4",
+        identifier: str = "sks",
+        instance_prompt: str = "a {V} {N}",
+        class_prompt: str = "a {N}",
+        class_images: int = 200,
+        prior_weight: float = 1.0,
+        rank: int | None = None,
+        lr: float = 5e-6,
+        weight_decay: float = 1e-2,
+        sampling_steps: int = 50,
+        guidance: float = 7.5,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        if class_images < 1 or prior_weight < 0:
+            raise UserError(f"model: {class_images=} {prior_weight=}; one picture or more, and a weight from 0.")
+
+    def attach(self) -> None:
+        if self.hparams.rank is None:
+            self.network.requires_grad_(True)
+        else:
+            attach_lora(self.network, self.hparams.rank)
+
+    def _parameter_is_trained(self, key: str) -> bool:
+        return self.hparams.rank is None or super()._parameter_is_trained(key)
+
+    def prompt(self, template: str) -> str:
+        return render(template, V=self.hparams.identifier, N=str(cast(Any, self.trainer).datamodule.category))
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        data = cast(Any, self.trainer).datamodule
+        if data.wants_source:
+            data.use_source(self._class_folder(data.hparams.batch_size))
+
+    def _class_folder(self, batch_size: int) -> Path:
+        h = self.hparams
+        if h.rank is None:  # nothing has been trained yet, or the weights of a checkpoint are loaded later
+            return self.prior_folder(self.prompt(h.class_prompt), h.class_images, batch_size)
+        with lora_disabled(self.network):
+            return self.prior_folder(self.prompt(h.class_prompt), h.class_images, batch_size)
+
+    def training_step(self, batch: DomainBatch, batch_idx: int) -> Tensor:
+        h, parts, step = self.hparams, self.parts, self.global_step
+        images, ids = torch.cat([batch["target"], batch["source"]]), [*batch["target_id"], *batch["source_id"]]
+        numbers = batch["index"].tolist() * 2
+        clean = self.latents(images, ids, numbers, step, bool(cast(Any, self.trainer).datamodule.fixed_crop))
+        noise, alphas = self.noise(clean, ids, numbers, step), parts.alphas_cumprod.to(self.device)
+        timesteps = torch.stack([
+            torch.randint(len(alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step, name, number))
+            for name, number in zip(ids, numbers)
+        ]).to(self.device)  # fmt: skip
+        count = len(batch["target"])
+        prompts = [self.prompt(h.instance_prompt)] * count + [self.prompt(h.class_prompt)] * count
+        output = self.network(add_noise(clean, noise, timesteps, alphas), timesteps, self.states(prompts)).sample
+        target = training_target(clean, noise, timesteps, alphas, parts.prediction)
+        loss, instance, prior = prior_preservation_loss(output, target, h.prior_weight)
+        return self.log_losses({"loss": loss, "instance": instance, "prior": prior}, batch_size=count)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        h = self.hparams
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
+
+    def on_train_end(self) -> None:
+        """Leaves a LoRA in ``lora/`` of the run, where one was trained."""
+        h = self.hparams
+        if h.rank is None or not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.default_root_dir) / "lora"
+        facts = {"base_model": str(h.backbone), "method": "DreamBooth (arXiv 2208.12242) with LoRA"}
+        facts |= {"instance_prompt": self.prompt(h.instance_prompt), "class_prompt": self.prompt(h.class_prompt)}
+        save_diffusers(folder, self.network, facts)
+        save_kohya(folder, self.network, facts)
+        usage = f'pipe.load_lora_weights("lora")\npipe("{facts["instance_prompt"]}").images[0]'
+        write_bytes(folder / "README.md", model_card(f"LoRA of {facts['instance_prompt']!r}", facts, usage))
+
+    # Pictures
+
+    def _rendered(self, batch: PromptBatch) -> PromptBatch:
+        return {**batch, "prompt": [self.prompt(each) for each in batch["prompt"]]}
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        rendered = self._rendered(batch)
+        return self.evaluated(rendered, self.draw_batch(rendered))
+
+    def on_test_start(self) -> None:
+        self.start_quality()
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        rendered = self._rendered(batch)
+        pictures = self.draw_batch(rendered)
+        self.quality.update(pictures, batch["index"])
+        return self.evaluated(rendered, pictures) if batch_idx == 0 else {"rows": self.evaluated(rendered, pictures)["rows"]}
+
+    def on_test_epoch_end(self) -> None:
+        self.finish_quality()
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        return self.validation_step(batch, batch_idx)
