@@ -199,7 +199,7 @@ def _decorator(name: str, known: dict[str, Decorator], modules: Iterable[str], w
             f"{where}: decorator {name!r} is not known. Built in: {', '.join(sorted(known))}; "
             f"to run your own, list its module in decorator_modules."
         )
-    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    return getattr(importlib.import_module(module), function)
 
 
 def _dry(prompt: Prompt, where: str) -> None:

@@ -110,7 +110,8 @@ class StrictParser:
                     return word
             for key, polarity in self.lexicon["json_bool_keys"]:
                 if isinstance(record.get(key), bool):
-                    return polarity if record[key] else _other(polarity)
+                    side: Word = polarity
+                    return side if record[key] else _other(side)
         return None
 
     def _keyword(self, norm: str) -> Word | None:
@@ -128,7 +129,7 @@ class StrictParser:
     def normalised(self, text: str) -> str:
         """NFKC, casefolded, straight quotes, without marks of Markdown."""
         norm = unicodedata.normalize("NFKC", text).casefold()
-        norm = norm.translate(str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "_": " "}))
+        norm = norm.translate(str.maketrans("‘’“”_", "''\"\" "))
         return re.sub(r"[*`#~>]", "", norm)
 
     def phrase(self, text: str) -> Word | None:
@@ -160,12 +161,13 @@ class StrictParser:
                 before = words[max(0, i - self.lexicon["negation_window_words"]) : i]
                 flips = sum(item in self.lexicon["negators"] for item in before) % 2
                 hits.append((at, _other(side) if flips else side))
-        for side, items in (("real", self.lexicon["cn_real"]), ("fake", self.lexicon["cn_fake"])):
+        chinese: list[tuple[Word, list[str]]] = [("real", self.lexicon["cn_real"]), ("fake", self.lexicon["cn_fake"])]
+        for value, items in chinese:
             for item in items:
                 for match in re.finditer(re.escape(item), clause):
-                    before = clause[max(0, match.start() - self.lexicon["cn_negation_window_chars"]) : match.start()]
-                    flips = any(negator in before for negator in self.lexicon["cn_negators"])
-                    hits.append((match.start(), _other(side) if flips else side))
+                    near = clause[max(0, match.start() - self.lexicon["cn_negation_window_chars"]) : match.start()]
+                    negated = any(negator in near for negator in self.lexicon["cn_negators"])
+                    hits.append((match.start(), _other(value) if negated else value))
         return max(hits)[1] if hits else None
 
     # ---- patterns
