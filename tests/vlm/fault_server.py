@@ -36,6 +36,7 @@ class FaultServer(ThreadingHTTPServer):
         self.keys: set[str] = set()
         self.running = self.most = 0
         self.released = threading.Event()
+        self.arrived = threading.Event()  # never set: a wait on it is a poll
 
     @property
     def url(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +74,29 @@ def test_a_refused_key_stops_and_stays_secret(tmp_path: Path, monkeypatch: pytes
     assert server.keys == {"Bearer sk-very-secret-0123"}  # it was sent, and the server repeated it
     assert "secret" not in str(caught.value)
     assert all(b"secret" not in file.read_bytes() for file in tmp_path.iterdir())
+
+
+KILLED = """
+import asyncio, sys
+from genlab.store import RowStore
+from genlab.vlm.engines import OpenAIEndpoint
+engine = OpenAIEndpoint("m", sys.argv[1], "GENLAB_TEST_KEY", max_connections=4)
+async def main():
+    engine.open(RowStore(sys.argv[2]))
+    await asyncio.gather(*(engine.ask([{"role": "user", "content": str(i)}]) for i in range(60)))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_repeats_at_most_what_was_in_flight(tmp_path: Path) -> None:
+    with serving([], latency=0.02) as server:
+        for killed_at in (5, 23, 41):
+            process = subprocess.Popen([sys.executable, "-c", KILLED, server.url, str(tmp_path / "r.sqlite")])
+            while len(server.bodies) < killed_at and process.poll() is None:
+                server.arrived.wait(0.05)
+            process.kill()
+            process.wait()
+        replies, _ = ask(server, tmp_path / "r.sqlite", [str(i) for i in range(60)])
+    assert [reply.text for reply in replies] == ["real"] * 60
+    assert 60 <= len(server.bodies) <= 60 + 3 * 4
