@@ -28,6 +28,7 @@ from datamodules.loading import SplitData
 from datamodules.sampling import EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import DATASETS as TINY
 from datamodules.tinyworld import tiny_root
+from datamodules.user_files import user_files
 from datamodules.video import Decoder, is_video
 from genlab.errors import MissingPath, UserError
 from genlab.files import file_size, fingerprint, write_bytes
@@ -251,16 +252,7 @@ class ActionVideo(SplitData):
         return {f"{name}/{split}": own.testing(split) for name, own in lists.items() for split in range(1, NAMES[name].splits + 1)}
 
     def _user_clips(self) -> Clips:
-        paths = self.hparams.predict_paths or []
-        if not paths:
-            raise UserError("predict: name videos, or folders of videos: python -m genlab predict -c ... clip.mp4 folder/")
-        if missing := [name for name in paths if not Path(name).exists()]:
-            raise MissingPath(f"predict: {', '.join(missing)}: no such file or folder.")
-        found: list[str] = []
-        for path in map(Path, paths):
-            found += [str(path)] if path.is_file() else sorted(str(p) for p in path.rglob("*") if p.is_file() and is_video(p))
-        if not found:
-            raise UserError(f"predict: there are no videos in {', '.join(paths)}.")
+        found = [str(path) for path in user_files(self.hparams.predict_paths, "videos", "clip.mp4", is_video)]
         return Clips(Path(), np.array(found), np.full(len(found), -1), self._given_names(), [])
 
     def _given_names(self) -> list[str]:

@@ -31,8 +31,9 @@ from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import DATASETS as TINY
 from datamodules.tinyworld import tiny_root
 from datamodules.transforms import CLIP_MEAN, CLIP_STD, normalise
+from datamodules.user_files import user_files
 from genlab.batches import ClassTexts, FewShotBatch
-from genlab.errors import MissingPath, UserError
+from genlab.errors import UserError
 from genlab.files import file_size, fingerprint
 from genlab.nearest import did_you_mean
 from genlab.training.randomness import keyed_rng
@@ -224,16 +225,8 @@ class FewShotImages(SplitData):
 
     def _user_pictures(self) -> PictureSet:
         """The user's own pictures: files, and folders searched through. Ids are the paths as given."""
-        paths = self.hparams.predict_paths or []
-        if not paths:
-            raise UserError("predict: name pictures, or folders of pictures: python -m genlab predict -c ... cat.jpg folder/")
-        if missing := [name for name in paths if not Path(name).exists()]:
-            raise MissingPath(f"predict: {', '.join(missing)}: no such file or folder.")
-        found: list[str] = []
-        for path in map(Path, paths):
-            found += [str(path)] if path.is_file() else sorted(str(p) for p in path.rglob("*") if p.is_file() and is_picture(p.name))
-        if not found:
-            raise UserError(f"predict: there are no pictures in {', '.join(paths)}.")
+        accepted = user_files(self.hparams.predict_paths, "pictures", "cat.jpg", lambda path: is_picture(path.name))
+        found = [str(path) for path in accepted]
         names = self._given_names() if self._own_classes else []
         files = np.array(found)
         return PictureSet("", files, files, np.full(len(files), -1), names, list(range(len(names))), len(names))

@@ -27,9 +27,10 @@ from datamodules.loading import SplitData
 from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
 from datamodules.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainAugmentation, normalise
+from datamodules.user_files import user_files
 from datamodules.video import Decoder, is_video
 from genlab.batches import VideoBatch
-from genlab.errors import MissingPath, UserError
+from genlab.errors import UserError
 from genlab.store import FeatureReader
 from genlab.training.randomness import fold_key
 
@@ -417,15 +418,5 @@ def user_clips(paths: Sequence[str]) -> Clips:
         MissingPath: A path is not there.
         UserError: There are no videos.
     """
-    if not paths:
-        raise UserError("predict: name the videos, or folders of videos: python -m genlab predict -c ... --ckpt_path ... clip.mp4 folder/")
-    if missing := [name for name in paths if not Path(name).exists()]:
-        raise MissingPath(f"predict: {', '.join(missing)}: no such file or folder.")
-    found: dict[str, int] = {}
-    for name in paths:
-        path = Path(name)
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and is_video(p))
-        found |= {str(file): file.stat().st_size for file in files}
-    if not found:
-        raise UserError(f"predict: there are no videos (mp4, gif, ...) in {', '.join(paths)}.")
+    found = {str(path): path.stat().st_size for path in user_files(paths, "videos", "clip.mp4", is_video)}
     return make_clips(Path(), [(name, 0, "", "predict", size, -1) for name, size in found.items()])

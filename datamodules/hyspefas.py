@@ -38,6 +38,7 @@ from datamodules.sampling import EvalSampler, RepeatedSampler, TrainLoader
 from datamodules.spectral_augment import SpectralAugment
 from datamodules.spectral_channels import BANDS, Channels, Colour
 from datamodules.tinyworld import tiny_root
+from datamodules.user_files import user_files
 from genlab.errors import MissingPath, UserError
 from genlab.files import file_size, fingerprint
 
@@ -281,14 +282,7 @@ class HySpeFAS(SplitData):
         return mean.float(), (squares / count - mean.square()).clamp_min(1e-8).sqrt().float()
 
     def _setup_predict(self) -> None:
-        paths = self.hparams.predict_paths or []
-        if not paths:
-            raise UserError("predict: name cubes, or folders of them: python -m genlab predict -c ... --ckpt_path ... face.mat folder/")
-        if missing := [name for name in paths if not Path(name).exists()]:
-            raise MissingPath(f"predict: {', '.join(missing)}: no such file or folder.")
-        files = [file for name in paths for file in ([Path(name)] if Path(name).is_file() else sorted(Path(name).rglob("*.mat")))]
-        if not files:
-            raise UserError(f"predict: there are no .mat files in {', '.join(paths)}.")
+        files = user_files(self.hparams.predict_paths, "cubes (.mat)", "face.mat", lambda path: path.suffix == ".mat")
         samples = [Sample(str(file), file, file.with_suffix(".png"), -1, "") for file in files]
         h = self.hparams
         bands = next((cube.shape[2] for cube in map(_try_cube, files) if cube is not None), None)
