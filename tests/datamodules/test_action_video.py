@@ -198,3 +198,24 @@ def test_predicting_takes_any_list_of_class_names(root: Path, tmp_path: Path) ->
     assert data.class_names("predict") == ["going up", "going down"] and len(data.dataset("predict")) == 1
     with pytest.raises(UserError, match="two or more"):
         actions(root, stage="predict", class_names=["one"], predict_paths=[str(clip)])
+
+
+def test_new_classes_of_kinetics600_in_three_sets(root: Path, tmp_path: Path) -> None:
+    """Each set has labels of its own: ``ZS_split<i>_K600.csv`` with ``k600_splits/val<i>.txt``."""
+    shutil.copytree(root / "kinetics400", tmp_path / "kinetics400")
+    clips = sorted((root / "kinetics400" / "val").iterdir())
+    new = tmp_path / "kinetics600"
+    for folder in ("val", "labels", "datasets_splits/k600_splits"):
+        (new / folder).mkdir(parents=True)
+    for number in (1, 2, 3):
+        some = clips[number : number + 3]
+        for clip in some:
+            shutil.copy(clip, new / "val" / clip.name)
+        (new / f"labels/ZS_split{number}_K600.csv").write_text("id,name\n" + "".join(f'{i},"class {number}, {i}"\n' for i in range(3)))
+        (new / "labels/kinetics_600_labels.csv").write_text("id,name\n0,other\n")
+        lines = "".join(f"val/{clip.name} {i}\n" for i, clip in enumerate(some))
+        (new / f"datasets_splits/k600_splits/val{number}.txt").write_text(lines)
+    data = actions(tmp_path, "kinetics400", protocol="zero_shot", targets=["kinetics600"])
+    data.setup("test")
+    assert data.eval_sets("test") == ["kinetics600/1", "kinetics600/2", "kinetics600/3"]
+    assert data.class_names("kinetics600/2") == ["class 2, 0", "class 2, 1", "class 2, 2"] and len(data.clips["kinetics600/3"]) == 3
