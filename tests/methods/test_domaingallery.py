@@ -38,6 +38,7 @@ def close(found: float, expected: float, tol: dict[str, float], what: str) -> No
 
 
 @pytest.mark.golden
+@pytest.mark.slow
 @pytest.mark.parametrize("path", golden_files("domaingallery", "cases"))
 @pytest.mark.parametrize("precision", ["fp64", "fp32"])
 def test_losses_and_gradients_of_the_reference(path: Path, precision: str) -> None:

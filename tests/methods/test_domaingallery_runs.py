@@ -43,7 +43,7 @@ def test_the_whole_way(pictures: Path, tmp_path: Path, monkeypatch: pytest.Monke
     logged = read_csv(whole / "metrics.csv")
     terms = {name for row in logged for name, value in row.items() if name.startswith("train/loss_") and value}
     assert terms == {f"train/loss_{term}" for term in ("prior", "disen", "erase", "target", "sim")}
-    assert (whole / "checkpoints/last.ckpt").stat().st_size < 1_500_000, "the LoRA alone, and its optimizer"
+    assert (whole / "checkpoints/last.ckpt").stat().st_size < 3_000_000, "the LoRA alone, and its optimizer"
     assert main(["test", *common, "--run.name=whole", "--ckpt_path=last"]) == 0
     assert "lite0_kid_x1000" in capsys.readouterr().out
     assert main(["predict", *common, "--run.name=whole", "--ckpt_path=last", '--data.prompts=["a {V} heart"]']) == 0

@@ -226,6 +226,7 @@ def test_order_of_frames_matters_through_the_temporal_path_alone() -> None:
     assert torch.allclose(without.encode_video(video), without.encode_video(shuffled), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_learns_motion_with_a_random_frozen_network() -> None:
     """Eight fixed clips of four directions, the median of three seeds."""
     moves = [(0, 1), (0, -1), (1, 0), (-1, 0)]
@@ -323,3 +324,37 @@ def test_as_many_parameters_as_the_paper_counts_for_baselines() -> None:
 def test_blocks_that_are_not_there_are_refused() -> None:
     with pytest.raises(UserError, match="has blocks 1 to 4"):
         method(blocks=(3, 12))
+
+
+@pytest.mark.slow
+def test_learns_colours_that_it_has_not_seen_the_places_of() -> None:
+    """Fresh clips in every step and in the test; the median of three seeds."""
+    names = ["red", "green", "blue", "white"]
+    paints = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]]) * 255
+
+    def clips(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(4, (count,), generator=generator)
+        video = torch.randint(0, 60, (count, 4, 3, 16, 16), generator=generator, dtype=torch.uint8)
+        for i in range(count):
+            top, left = torch.randint(0, 9, (2,), generator=generator).tolist()
+            video[i, :, :, top : top + 7, left : left + 7] = paints[labels[i]][:, None, None].byte()
+        return video, labels
+
+    found = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = method(ViCLIPVideoText(ViCLIP(SMALL), Letters()), scale=0.1)
+        model._trainer.datamodule.class_names = lambda name: names
+        optimizer, generator = (
+            torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3),
+            torch.Generator().manual_seed(seed),
+        )
+        for _ in range(200):
+            video, labels = clips(8, generator)
+            optimizer.zero_grad()
+            F.cross_entropy(model.logits(video, model.encode_prompts("train")), labels).backward()
+            optimizer.step()
+        with torch.no_grad():
+            video, labels = clips(128, generator)
+            found.append(float((model.logits(video, model.encode_prompts("train")).argmax(1) == labels).float().mean()))
+    assert sorted(found)[1] >= 0.85, found
