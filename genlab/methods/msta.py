@@ -100,8 +100,9 @@ class MSTA(VideoTextMethod):
         self.needs_checkpoint = adapters is None
         self.scale = scale
         self.adapters: Adapters | None = None
-        self._entering: dict[str, Tensor] = {}  # what enters the first adapted block of the text tower, by set
-        self._means: dict[str, tuple[Tensor, Tensor]] = {}
+        self._entering: dict[tuple[str, ...], Tensor] = {}  # what enters the first adapted block of the text tower, by prompts
+        self._means: dict[tuple[str, ...], tuple[Tensor, Tensor]] = {}  # by set and its classes
+        self._texts_at: dict[tuple[str, float], Tensor] = {}  # class embeddings of a test, by set and lambda
         self._over_scales: dict[str, dict[float, list[tuple[Tensor, Tensor]]]] = {}
 
     @property
@@ -180,15 +181,18 @@ class MSTA(VideoTextMethod):
         tokens = self.prompt_tokens(name)
         if not self.hparams.cache_prefix:
             return self.encode_tokens(tokens)
-        if name not in self._entering:
-            self._entering[name] = self.text_before(tokens)
-        return self.encode_tokens(tokens, self._entering[name])
+        prompts = tuple(self.prompts(name))
+        if prompts not in self._entering or self._entering[prompts].device != tokens.device:
+            with torch.inference_mode(False):  # an evaluation may come first, and training use it
+                self._entering[prompts] = self.text_before(tokens)
+        return self.encode_tokens(tokens, self._entering[prompts])
 
     # Descriptions
 
     def described(self, name: str) -> tuple[Tensor, Tensor]:
         """D_s and D_t (C, E) of a set's classes by the frozen text tower; kept on the disk."""
-        if name not in self._means:
+        key = (name, *self.data.class_names(name))
+        if key not in self._means:
             averaging, weights = self.hparams.description_averaging, weights_key(self.net)
             found: list[Tensor] = []
             for kind, sentences in zip(("spatial", "temporal"), self.data.descriptions(name)):
@@ -199,10 +203,14 @@ class MSTA(VideoTextMethod):
                         log.warning("%d of %d %s descriptions are cut to %d tokens.", cut, len(embeds), kind, self.net.context_length)
                     write_bytes(path, save({"means": description_means(embeds, [len(some) for some in sentences], averaging).cpu()}))
                 found.append(load_file(path)["means"].to(self.device))
-            self._means[name] = found[0], found[1]
-        return self._means[name]
+            self._means[key] = found[0], found[1]
+        return self._means[key]
 
     # Training
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self._means = {}  # another datamodule may describe the same classes otherwise
 
     def training_step(self, batch: ActionBatch, batch_idx: int) -> Tensor:
         h = self.hparams
@@ -226,7 +234,7 @@ class MSTA(VideoTextMethod):
 
     def on_test_start(self) -> None:
         super().on_test_start()
-        self._over_scales = {}
+        self._over_scales, self._texts_at = {}, {}
 
     def test_step(self, batch: ActionBatch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
         name = self.data.eval_sets("test")[dataloader_idx]
@@ -239,7 +247,9 @@ class MSTA(VideoTextMethod):
     def _right_at(self, scale: float, name: str, batch: ActionBatch) -> Tensor:
         before, self.scale = self.scale, scale
         try:
-            return self.view_chances(batch, self.encode_prompts(name)).argmax(1) == batch["label"]
+            if (name, scale) not in self._texts_at:
+                self._texts_at[name, scale] = self.encode_prompts(name)
+            return self.view_chances(batch, self._texts_at[name, scale]).argmax(1) == batch["label"]
         finally:
             self.scale = before
 
@@ -295,10 +305,16 @@ class MSTA(VideoTextMethod):
         other = [f"{name} {settings.get(name)!r}, here {mine[name]!r}" for name in SHAPE if settings.get(name) != _listed(mine[name])]
         if other:
             raise UserError(f"model.adapters: {path} has {'; '.join(other)}. Set model.* so.")
-        found = self.adapted.load_state_dict({name.removeprefix("adapters."): value for name, value in tensors.items()}, strict=False)
-        if found.missing_keys or found.unexpected_keys:
-            wrong = [*found.missing_keys, *found.unexpected_keys]
-            raise UserError(f"model.adapters: {path} does not fit: {', '.join(wrong[:3])}.")
+        given, own = {name.removeprefix("adapters."): value for name, value in tensors.items()}, self.adapted.state_dict()
+        wrong = [f"{name} is missing" for name in own if name not in given] + [f"{name} is unknown" for name in given if name not in own]
+        wrong += [
+            f"{name} is {tuple(given[name].shape)}, here {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in given and given[name].shape != value.shape
+        ]
+        if wrong:  # before anything is loaded: what was there stays whole
+            raise UserError(f"model.adapters: {path}, trained on {settings['backbone']}, does not fit {self.hparams.backbone}: {wrong[0]}.")
+        self.adapted.load_state_dict(given)
         if settings["scale"] != self.scale:
             log.warning("model.scale: lambda is %g, the adapters were trained with %g.", self.scale, settings["scale"])
         self._embedded = {}

@@ -65,7 +65,7 @@ class VideoTextMethod(Method):
         super().__init__()
         self.backbone: VideoText | None = None
         self.metrics = nn.ModuleDict()
-        self._tokens: dict[str, Tensor] = {}
+        self._tokens: dict[tuple[str, ...], Tensor] = {}  # by prompts, as another datamodule has other classes in a set of the same name
         self._embedded: dict[str, Any] = {}
 
     # For subclasses
@@ -119,12 +119,14 @@ class VideoTextMethod(Method):
 
     def prompt_tokens(self, name: str) -> Tensor:
         """(C, L) of a set's prompts, as long as the longest."""
-        if name not in self._tokens:
-            self._tokens[name], cut = self.net.tokenize(self.prompts(name))
-            if cut:
-                log.warning("%d of %d prompts of %s are cut to %d tokens.", cut, len(self._tokens[name]), name, self.net.context_length)
-        self._tokens[name] = self._tokens[name].to(self.device)
-        return self._tokens[name]
+        prompts = tuple(self.prompts(name))
+        with torch.inference_mode(False):  # training has the same prompts as the validation before it
+            if prompts not in self._tokens:
+                self._tokens[prompts], cut = self.net.tokenize(prompts)
+                if cut:
+                    log.warning("%d of %d prompts of %s are cut to %d tokens.", cut, len(prompts), name, self.net.context_length)
+            self._tokens[prompts] = self._tokens[prompts].to(self.device)
+        return self._tokens[prompts]
 
     def logits(self, video: Tensor, texts: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W) uint8, and class embeddings (C, E) -> (B, C)."""

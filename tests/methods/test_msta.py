@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -223,12 +224,50 @@ def test_order_of_frames_matters_through_the_temporal_path_alone() -> None:
     shuffled = video[:, [2, 0, 3, 1]]
     assert not torch.allclose(model.encode_video(video), model.encode_video(shuffled), atol=1e-4)
     without = method(net, temporal_kernel=None)
-    assert torch.allclose(without.encode_video(video), without.encode_video(shuffled), atol=1e-4)
+    assert torch.allclose(without.encode_video(video), without.encode_video(shuffled), atol=1e-5)
+
+
+def test_the_way_of_time_is_not_learned_without_the_temporal_path() -> None:
+    """Of clips and their reversed copies exactly half are right, for all training."""
+    net = network()
+    torch.nn.init.zeros_(net.model.vision_encoder.temporal_positional_embedding)
+    model = method(net, temporal_kernel=None)
+    model._trainer.datamodule.class_names = lambda name: ["forward", "back"]
+    video = batch(4)["video"][:, 0]
+    clips, labels = torch.cat([video, video.flip(1)]), torch.arange(2).repeat_interleave(4)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 3e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(model.logits(clips, model.encode_prompts("train")), labels).backward()
+        optimizer.step()
+    with torch.no_grad():
+        called = model.logits(clips, model.encode_prompts("train"))
+    assert torch.allclose(called[:4], called[4:], atol=1e-3)  # cosines times 100
+    assert (called.argmax(1) == labels).float().mean() == 0.5
+
+
+def test_another_datamodule_brings_its_own_classes_and_descriptions() -> None:
+    class Other(Source):
+        def class_names(self, name: str) -> list[str]:
+            return ["Left", "Right"]
+
+        def descriptions(self, name: str) -> tuple[list[list[str]], list[list[str]]]:
+            return [["to one side"], ["to the other"]], [["it goes left"], ["it goes right"]]
+
+    model, fresh = method(), method()
+    with torch.inference_mode():
+        model.encode_prompts("val")
+    model.described("train")
+    loss(model, batch()).backward()  # on what the evaluation left
+    for each in (model, fresh):
+        each._trainer.datamodule = Other()
+    assert torch.equal(model.encode_prompts("val"), fresh.encode_prompts("val"))
+    assert all(torch.equal(a, b) for a, b in zip(model.described("train"), fresh.described("train")))
 
 
 @pytest.mark.slow
 def test_learns_motion_with_a_random_frozen_network() -> None:
-    """Eight fixed clips of four directions, the median of three seeds."""
+    """Eight fixed clips of four directions: two of three seeds get all of them in 120 steps, the other most."""
     moves = [(0, 1), (0, -1), (1, 0), (-1, 0)]
     clips = torch.zeros(8, 4, 3, 16, 16, dtype=torch.uint8)
     for i in range(8):
@@ -248,7 +287,7 @@ def test_learns_motion_with_a_random_frozen_network() -> None:
             F.cross_entropy(model.logits(clips, model.encode_prompts("train")), labels).backward()
             optimizer.step()
         found.append(float((model.logits(clips, model.encode_prompts("train")).argmax(1) == labels).float().mean()))
-    assert sorted(found)[1] == 1.0, found
+    assert sorted(found)[1] == 1.0 and min(found) > 0.5, found
 
 
 def test_adapters_swap_on_one_network(tmp_path: Path) -> None:
@@ -266,6 +305,11 @@ def test_adapters_swap_on_one_network(tmp_path: Path) -> None:
     assert torch.equal(one.encode_video(video), before)
     with pytest.raises(UserError, match=r"bottleneck 32, here 16. Set model"):
         method(bottleneck=16).load_adapters(tmp_path / "one.safetensors")
+    wide = method(network(dataclasses.replace(SMALL, vision_width=32)))
+    wide.save_adapters(tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"does not fit .*vision.3.down.weight is \(32, 32\), here \(32, 64\)"):
+        one.load_adapters(tmp_path / "wide.safetensors")
+    assert torch.equal(one.encode_video(video), before), "what was there stays whole"
     (tmp_path / "other.safetensors").write_bytes(b"something else")
     with pytest.raises(UserError, match="no safetensors file"):
         one.load_adapters(tmp_path / "other.safetensors")
