@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,6 @@ from genlab.diffusion.features import unet_encoder_features
 from genlab.diffusion.guidance import Enhancement
 from genlab.diffusion.lora import attach_lora, lora_disabled
 from genlab.diffusion.losses import as_fine
-from genlab.diffusion.prompts import render
 from genlab.diffusion.schedule import add_noise, offset_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_bytes
@@ -42,25 +41,6 @@ log = logging.getLogger(__name__)
 
 Stage = Literal["erasure", "finetuning"]
 LEAST = 3  # samples whose similarities can differ: of two the only one has probability 1
-
-
-@runtime_checkable
-class DomainSource(Protocol):
-    """A datamodule of a domain."""
-
-    category: str
-    """N, the noun of its pictures."""
-    wants_source: bool
-    """Whether the plain model has to draw the source pictures."""
-    fixed_crop: bool
-    """Whether a picture is always cut the same."""
-
-    def use_source(self, folder: Path) -> None:
-        """From now on source pictures come from there."""
-
-
-def _is_domain(data: object) -> bool:
-    return isinstance(data, DomainSource)
 
 
 class Texts(NamedTuple):
@@ -248,16 +228,6 @@ class DomainGallery(TextToImage):
         names = ("backbone", "identifier", "source_prompt", "target_prompt", "rank", "erasure_steps", "sampling_steps", "guidance")
         return {name: self.hparams[name] for name in names}
 
-    # Prompts
-
-    @property
-    def category(self) -> str:
-        """N, of the datamodule."""
-        return str(cast(Any, self.trainer).datamodule.category)
-
-    def prompt(self, template: str, category: str | None = None) -> str:
-        return render(template, V=self.hparams.identifier, N=category or self.category)
-
     def texts(self) -> Texts:
         h = self.hparams
         return Texts(*self.states([self.prompt(h.target_prompt), self.prompt(h.source_prompt), ""]))
@@ -266,9 +236,7 @@ class DomainGallery(TextToImage):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        h, data = self.hparams, cast(Any, self.trainer).datamodule
-        if not _is_domain(data):
-            raise UserError("data: DomainGallery needs a datamodule of a domain, such as datamodules.domain_images.DomainImages.")
+        h, data = self.hparams, self.data
         if h.sim_weight and data.hparams.batch_size < LEAST:
             raise UserError(
                 f"data.batch_size: {data.hparams.batch_size}; the similarity loss compares pictures of a batch and needs {LEAST} or more. "
@@ -289,7 +257,7 @@ class DomainGallery(TextToImage):
     def training_step(self, batch: DomainBatch, batch_idx: int) -> Tensor:
         h, step, model, texts = self.hparams, self.global_step, self.denoising(), self.texts()
         timestep = int(torch.randint(len(model.alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step)))
-        numbers, keep = batch["index"].tolist(), bool(self.trainer.datamodule.fixed_crop)  # type: ignore[attr-defined]
+        numbers, keep = batch["index"].tolist(), bool(self.data.fixed_crop)
 
         def noised(images: Tensor, ids: list[str]) -> tuple[Tensor, Tensor]:
             clean = self.latents(images, ids, numbers, step, keep)
@@ -320,7 +288,7 @@ class DomainGallery(TextToImage):
     def export(self, folder: Path) -> None:
         """Writes ``pytorch_lora_weights.safetensors``, ``kohya_lora.safetensors`` and ``README.md``."""
         h = self.hparams
-        facts = {"base_model": str(h.backbone), "method": "DomainGallery (arXiv 2411.04571)", "category": self.category}
+        facts = {"base_model": str(h.backbone), "method": "DomainGallery (arXiv 2411.04571)", "category": str(self.data.category)}
         facts |= {
             "target_prompt": self.prompt(h.target_prompt),
             "source_prompt": self.prompt(h.source_prompt),
@@ -339,26 +307,8 @@ class DomainGallery(TextToImage):
 
     # Pictures
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        return self.evaluated(self._rendered(batch), self.draw_batch(self._rendered(batch)))
-
-    def on_test_start(self) -> None:
-        self.start_quality()
-
-    def on_test_epoch_end(self) -> None:
-        self.finish_quality()
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        rendered = self._rendered(batch)
-        pictures = self.draw_batch(rendered)
-        self.quality.update(pictures, batch["index"])
-        return self.evaluated(rendered, pictures) if batch_idx == 0 else {"rows": self.evaluated(rendered, pictures)["rows"]}
-
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        h, rendered = self.hparams, self._rendered(batch)
+        h, rendered = self.hparams, self.rendered(batch)
         base = h.identifier if h.enhancement == "v-uncond" else self.prompt(h.source_prompt)
         pictures = self.draw(rendered["prompt"], rendered["number"].tolist(), h.enhancement, base, h.enhancement_strength)
         return self.evaluated(rendered, pictures)
-
-    def _rendered(self, batch: PromptBatch) -> PromptBatch:
-        return {**batch, "prompt": [self.prompt(each) for each in batch["prompt"]]}

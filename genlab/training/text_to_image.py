@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from genlab.batches import Evaluated, PromptBatch, Strip
 from genlab.diffusion.components import Components, encode_image, load_components, pipeline_options
 from genlab.diffusion.guidance import Enhancement, enhanced
 from genlab.diffusion.prior_images import fill_folder
-from genlab.diffusion.prompts import PromptCache
+from genlab.diffusion.prompts import PromptCache, render
+from genlab.errors import UserError
 from genlab.files import cache_folder
 from genlab.metrics.t2i import FewShotQuality
 from genlab.models.picture_features import LitePictureFeatures
@@ -29,11 +30,35 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@runtime_checkable
+class DomainSource(Protocol):
+    """A datamodule of a few pictures, and of such as the plain model draws of their category."""
+
+    category: str
+    """N, the noun of its pictures."""
+    wants_source: bool
+    """Whether the plain model has to draw the source pictures."""
+    fixed_crop: bool
+    """Whether a picture is always cut the same."""
+
+    def use_source(self, folder: Path) -> None:
+        """From now on source pictures come from there."""
+
+    def real_pictures(self) -> Tensor:
+        """The few pictures (N, 3, S, S) uint8."""
+        ...
+
+
+def _is_domain(data: object) -> bool:
+    return isinstance(data, DomainSource)
+
+
 class TextToImage(Method):
     """A method that trains something in, or instead of parts of, a Stable Diffusion.
 
-    Subclasses have the hyperparameters ``backbone``, ``seed``, ``sampling_steps`` and ``guidance`` and define ``attach``, which makes what
-    is trained. The text tower and the autoencoder are frozen.
+    Subclasses have the hyperparameters ``backbone``, ``identifier``, ``seed``, ``sampling_steps`` and ``guidance`` and define ``attach``,
+    which makes what is trained. The text tower and the autoencoder are frozen. The datamodule is a :class:`DomainSource`; prompts are
+    templates with ``{V}``, the identifier, and ``{N}``, the category.
     """
 
     def __init__(self) -> None:
@@ -84,6 +109,30 @@ class TextToImage(Method):
 
     def _parameter_is_trained(self, key: str) -> bool:
         return "lora_" in key
+
+    # Data and prompts
+
+    @property
+    def data(self) -> Any:
+        """The datamodule.
+
+        Raises:
+            UserError: It is not a :class:`DomainSource`.
+        """
+        data = cast(Any, self.trainer).datamodule
+        if not _is_domain(data):
+            raise UserError(
+                f"data: {type(self).__name__} needs a datamodule of a few pictures, such as datamodules.domain_images.DomainImages."
+            )
+        return data
+
+    def prompt(self, template: str) -> str:
+        """``{V}`` and ``{N}`` of a template filled in."""
+        return render(template, V=self.hparams.identifier, N=str(self.data.category))
+
+    def rendered(self, batch: PromptBatch) -> PromptBatch:
+        """A batch of templates -> of prompts."""
+        return {**batch, "prompt": [self.prompt(each) for each in batch["prompt"]]}
 
     # Inputs
 
@@ -181,19 +230,32 @@ class TextToImage(Method):
 
     # Evaluation: pictures of prompts
 
-    def start_quality(self) -> None:
-        """Gets ready to measure drawn pictures against the datamodule's few real ones."""
-        features = LitePictureFeatures().to(self.device)
-        real = cast(Any, self.trainer).datamodule.real_pictures().float() / 255
-        self.quality = FewShotQuality(features, features.distance, real).to(self.device)
-
-    def finish_quality(self) -> None:
-        """Logs ``test/lite0_*``: the name says whose features they are."""
-        self.log_dict({f"test/lite0_{name}": value.to(self.device) for name, value in self.quality.compute().items()})
-
     def draw_batch(self, batch: PromptBatch) -> Tensor:
         """Pictures of a batch of prompts. Subclasses put their way to sample here."""
         return self.draw(batch["prompt"], batch["number"].tolist())
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        rendered = self.rendered(batch)
+        return self.evaluated(rendered, self.draw_batch(rendered))
+
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        return self.validation_step(batch, batch_idx)
+
+    def on_test_start(self) -> None:
+        """Gets ready to measure drawn pictures against the datamodule's few real ones."""
+        features = LitePictureFeatures().to(self.device)
+        self.quality = FewShotQuality(features, features.distance, self.data.real_pictures().float() / 255).to(self.device)
+
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
+        rendered = self.rendered(batch)
+        pictures = self.draw_batch(rendered)
+        self.quality.update(pictures, batch["index"])
+        evaluated = self.evaluated(rendered, pictures)
+        return evaluated if batch_idx == 0 else {"rows": evaluated["rows"]}
+
+    def on_test_epoch_end(self) -> None:
+        """Logs ``test/lite0_*``: the name says whose features they are."""
+        self.log_dict({f"test/lite0_{name}": value.to(self.device) for name, value in self.quality.compute().items()})
 
     def evaluated(self, batch: PromptBatch, pictures: Tensor) -> Evaluated:
         """Rows and strips of drawn pictures."""

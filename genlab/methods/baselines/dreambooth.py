@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from genlab.batches import DomainBatch, Evaluated, PromptBatch
+from genlab.batches import DomainBatch
 from genlab.diffusion.export import model_card, save_diffusers, save_kohya
 from genlab.diffusion.lora import attach_lora, lora_disabled
 from genlab.diffusion.losses import prior_preservation_loss
-from genlab.diffusion.prompts import render
 from genlab.diffusion.schedule import add_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_bytes
@@ -70,12 +68,9 @@ class DreamBooth(TextToImage):
     def _parameter_is_trained(self, key: str) -> bool:
         return self.hparams.rank is None or super()._parameter_is_trained(key)
 
-    def prompt(self, template: str) -> str:
-        return render(template, V=self.hparams.identifier, N=str(cast(Any, self.trainer).datamodule.category))
-
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        data = cast(Any, self.trainer).datamodule
+        data = self.data
         if data.wants_source:
             data.use_source(self._class_folder(data.hparams.batch_size))
 
@@ -90,7 +85,7 @@ class DreamBooth(TextToImage):
         h, parts, step = self.hparams, self.parts, self.global_step
         images, ids = torch.cat([batch["target"], batch["source"]]), [*batch["target_id"], *batch["source_id"]]
         numbers = batch["index"].tolist() * 2
-        clean = self.latents(images, ids, numbers, step, bool(cast(Any, self.trainer).datamodule.fixed_crop))
+        clean = self.latents(images, ids, numbers, step, bool(self.data.fixed_crop))
         noise, alphas = self.noise(clean, ids, numbers, step), parts.alphas_cumprod.to(self.device)
         timesteps = torch.stack([
             torch.randint(len(alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step, name, number))
@@ -119,27 +114,3 @@ class DreamBooth(TextToImage):
         save_kohya(folder, self.network, facts)
         usage = f'pipe.load_lora_weights("lora")\npipe("{facts["instance_prompt"]}").images[0]'
         write_bytes(folder / "README.md", model_card(f"LoRA of {facts['instance_prompt']!r}", facts, usage))
-
-    # Pictures
-
-    def _rendered(self, batch: PromptBatch) -> PromptBatch:
-        return {**batch, "prompt": [self.prompt(each) for each in batch["prompt"]]}
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        rendered = self._rendered(batch)
-        return self.evaluated(rendered, self.draw_batch(rendered))
-
-    def on_test_start(self) -> None:
-        self.start_quality()
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        rendered = self._rendered(batch)
-        pictures = self.draw_batch(rendered)
-        self.quality.update(pictures, batch["index"])
-        return self.evaluated(rendered, pictures) if batch_idx == 0 else {"rows": self.evaluated(rendered, pictures)["rows"]}
-
-    def on_test_epoch_end(self) -> None:
-        self.finish_quality()
-
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        return self.validation_step(batch, batch_idx)
