@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +19,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.predictions import Predictions
 from genlab import figures
+from genlab.batches import Shown
 from genlab.files import read_csv, write_bytes, write_json
 from genlab.reports import Report, console_table
 from genlab.results import HEARTBEAT_SECONDS, RunFolder, config_hash, git_state, metric_tables, versions
@@ -136,7 +138,9 @@ class RunRecord(Callback):
         unread = results["counts"].get("n_expected", 0) - results["counts"].get("n_scored", 0)
         if unread:
             print(f"{unread} of {results['counts']['n_expected']} samples could not be read; they are in predictions.csv without a score.")
-        write_report(self.folder, title, results, tables, rows, getattr(pl_module, "add_to_report", None))
+        write_report(
+            self.folder, title, results, tables, rows, getattr(pl_module, "add_to_report", None), getattr(pl_module, "shown", None)
+        )
         print(f"{self.folder.path}/report.html")
 
 
@@ -154,11 +158,13 @@ def write_report(
     tables: Mapping[str, list[dict[str, Any]]],
     rows: list[dict[str, Any]],
     own: Callable[[Report], None] | None = None,
+    shown: Shown | None = None,
 ) -> None:
     """``report.html``: tables, plots, pictures and settings of one run, in one file.
 
     Args:
         own: Adds the sections of a method that has better ones than the table of metrics and the list of predictions.
+        shown: The classes in plots of the scores.
     """
     report = Report(title)
     facts = {
@@ -182,10 +188,16 @@ def write_report(
     first = next((row.get("set") for row in rows), None)  # of several sets the first, the clean one, is plotted
     scored = [row for row in rows if row["status"] == "ok" and str(row["label"]) in ("0", "1") and row.get("set") == first]
     if len({row["label"] for row in scored}) == 2:
-        columns = [row["score"] for row in scored], [int(row["label"]) for row in scored], [str(row.get("generator", "")) for row in scored]
-        threshold = float(scored[0].get("threshold", 0.5))
-        report.picture(figures.score_histogram(*columns, threshold, path=folder.media / "scores.png"), "Scores per set")
-        report.picture(figures.roc_pr(*columns, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
+        shown = shown or Shown()
+        kinds, threshold = [str(row.get(shown.kinds, "")) for row in scored], float(scored[0].get("threshold", 0.5))
+        scores, labels = np.array([float(row["score"]) for row in scored]), np.array([int(row["label"]) for row in scored])
+        if shown.flipped:
+            scores, labels, threshold = 1 - scores, 1 - labels, 1 - threshold
+        report.picture(
+            figures.score_histogram(scores, labels, kinds, threshold, folder.media / "scores.png", (shown.kept, shown.found)),
+            "Scores per set",
+        )
+        report.picture(figures.roc_pr(scores, labels, kinds, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
     logged = read_csv(folder.path / "metrics.csv") if results["stage"] == "fit" and (folder.path / "metrics.csv").is_file() else []
     if figures.curve_groups(logged)[1]:  # a short run may have logged nothing
         report.picture(figures.curves(logged, path=folder.media / "curves.png"), "Training")

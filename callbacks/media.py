@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from genlab.batches import Strip
-from genlab.figures import frame_strip, stack
+from genlab.figures import SIDES, frame_strip, stack
 
 
 class Media(Callback):
@@ -79,7 +79,7 @@ class Media(Callback):
 
 def draw(strip: Strip, path: Path | None = None) -> Image.Image:
     """One strip as a picture, written to ``path`` if that is given."""
-    return frame_strip(strip["frames"], strip["heat"], f"{strip['id']}: {strip['caption']}", path)
+    return frame_strip(strip["frames"], strip["heat"], f"{strip['id']}: {strip['caption']}", path, sides=strip.get("sides", SIDES))
 
 
 def file_name(sample: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -170,6 +170,21 @@ class Strip(TypedDict):
     """(T, H, W, 3) uint8 RGB."""
     heat: np.ndarray | None
     """(T, h, w) float32, positive where the place speaks for label 1; any scale."""
+    sides: NotRequired[tuple[str, str]]
+    """What blue and red of the heat mean, left out: real and generated. Without blue, an empty word: how much, never below 0."""
+
+
+class Shown(NamedTuple):
+    """How plots show the scores of a method that tells two classes apart."""
+
+    kept: str = "real"
+    """The class in blue."""
+    found: str = "generated"
+    """The class in red, which comes in kinds."""
+    kinds: str = "generator"
+    """Column of the rows that names the kind."""
+    flipped: bool = False
+    """Whether the score is the probability of the class in blue, and label 1 means that one."""
 
 
 class Evaluated(TypedDict):

@@ -1,7 +1,8 @@
 """Pictures of results: score histograms, ROC and PR curves, training curves, bars, frame strips and contact sheets.
 
-Every function returns a PIL image and, given a ``path``, also writes it there as PNG, atomically. Blue always speaks for "real", red for
-"generated". Pictures are deterministic; names are drawn as they are, never read as formulas.
+Every function returns a PIL image and, given a ``path``, also writes it there as PNG, atomically. Blue speaks for what is as it should be
+("real", "live"), red for what is looked for ("generated", "attack"). Pictures are deterministic; names are drawn as they are, never read
+as formulas.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 REAL, FAKE, INK, QUIET = "#2f6db5", "#d0453f", "#22262e", "#5b6472"
 PALETTE = ("#2a9d74", "#e09a27", "#7d5bb8", "#13a3b5", "#c45a96", "#8d6a4f", "#7f8c2d", "#5b6676", "#243b63", "#94c23c")  # no REAL or FAKE
+SIDES = ("real", "generated")
 DPI = 160  # of a figure drawn 7 to 9 inches wide: sharp at the width of a page
 
 
@@ -102,7 +104,12 @@ def _arrays(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> 
 
 
 def score_histogram(
-    scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], threshold: float = 0.5, path: Path | str | None = None
+    scores: ArrayLike,
+    labels: ArrayLike,
+    generators: Sequence[str],
+    threshold: float = 0.5,
+    path: Path | str | None = None,
+    classes: tuple[str, str] = SIDES,
 ) -> Image.Image:
     """One panel per generator: how its fakes (red) and all reals (blue) spread over the score.
 
@@ -112,6 +119,7 @@ def score_histogram(
         generators: N names; those of reals are not looked at.
         threshold: Drawn as a line; the panel's title tells the recall above it.
         path: PNG to write.
+        classes: Names of labels 0 and 1.
     """
     values, fake, names = _arrays(scores, labels, generators)
     panels = sorted(set(names[fake])) or [None]
@@ -121,7 +129,7 @@ def score_histogram(
     with chart(max(2.2 * columns, 4.0), 1.65 * rows + 0.6, rows, columns) as (figure, axes):
         for ax, name in zip(axes, panels):
             mine = values[fake & (names == name)]
-            for chosen, color, label in ((values[~fake], REAL, "real"), (mine, FAKE, "generated")):
+            for chosen, color, label in ((values[~fake], REAL, classes[0]), (mine, FAKE, classes[1])):
                 share = np.histogram(chosen, bins)[0] / max(len(chosen), 1)
                 ax.stairs(share, bins, fill=True, color=color, alpha=0.35)
                 ax.stairs(share, bins, color=color, linewidth=1.2, label=label)
@@ -136,7 +144,7 @@ def score_histogram(
                 ax.text(0, 1.04, told, transform=ax.transAxes, fontsize=7.5, color=QUIET)
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
-        figure.supxlabel("score = P(generated)", fontsize=9)
+        figure.supxlabel(f"score = P({classes[1]})", fontsize=9)
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
         return finish(figure, path)
 
@@ -382,7 +390,12 @@ def _rgb(name: str) -> tuple[int, ...]:
 
 
 def frame_strip(
-    frames: NDArray[np.uint8], heat: NDArray[Any] | None = None, title: str = "", path: Path | str | None = None, height: int = 128
+    frames: NDArray[np.uint8],
+    heat: NDArray[Any] | None = None,
+    title: str = "",
+    path: Path | str | None = None,
+    height: int = 128,
+    sides: tuple[str, str] = SIDES,
 ) -> Image.Image:
     """A clip's frames in a row; with `heat`, a second row shows where "generated" (red) and where "real" (blue) was seen.
 
@@ -393,6 +406,7 @@ def frame_strip(
         title: One line above; shortened to fit.
         path: PNG to write.
         height: Of one frame in pixels.
+        sides: What blue and red mean; an empty word for blue, of a heat that is never below 0.
 
     Raises:
         ValueError: Shapes that do not fit.
@@ -418,7 +432,7 @@ def frame_strip(
         for number, frame in enumerate(small):
             overlaid = _overlaid(frame, values[number] / (scale or 1.0))
             sheet.paste(overlaid, ((width + gap) * number, top + height + gap))
-        _heat_key(draw, sheet, scale)
+        _heat_key(draw, sheet, scale, sides)
     return _saved(sheet, path)
 
 
@@ -431,11 +445,13 @@ def _overlaid(frame: Image.Image, heat: NDArray[Any]) -> Image.Image:
     return Image.fromarray((grey * (1 - alpha) + color * alpha).round().astype(np.uint8))
 
 
-def _heat_key(draw: ImageDraw.ImageDraw, sheet: Image.Image, scale: float) -> None:
+def _heat_key(draw: ImageDraw.ImageDraw, sheet: Image.Image, scale: float, sides: tuple[str, str]) -> None:
     font, y = _font(11), sheet.height - 18
-    left, right = f"real {-scale:.2g}" if scale else "real", f"{scale:+.2g} generated" if scale else "generated (all zero)"
+    blue, red = sides
+    left = (f"{blue} {-scale:.2g}" if scale else blue) if blue else "0"
+    right = f"{scale:+.2g} {red}" if scale else f"{red} (all zero)"
     x = sheet.width - 100 - int(font.getlength(right)) - 8
-    ramp = np.linspace(-1, 1, 100)[None].repeat(10, 0)
+    ramp = np.linspace(-1 if blue else 0, 1, 100)[None].repeat(10, 0)
     sheet.paste(_overlaid(Image.new("RGB", (100, 10), "#d2d2d2"), ramp), (x, y + 2))
     draw.text((x - 6 - font.getlength(left), y), left, INK, font)
     draw.text((x + 106, y), right, INK, font)

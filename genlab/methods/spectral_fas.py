@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import sigmoid_focal_loss
 
-from genlab.batches import Evaluated, SpectralBatch, Strip
+from genlab.batches import Evaluated, Shown, SpectralBatch, Strip
 from genlab.detection_figures import det_curve, embedding_map
 from genlab.errors import UserError
 from genlab.figures import png
@@ -135,6 +135,7 @@ class SpectralFAS(Method):
         seed: Of mixup.
     """
 
+    shown = Shown("live", "attack", "type", flipped=True)
     cannot_run_under: ClassVar[dict[str, str]] = {
         "FSDP": "its two passes and the running mean of the weights take them whole.",
         "ZeRO-1": "two backward passes make one step.",
@@ -391,7 +392,7 @@ class SpectralFAS(Method):
                 called = f": called {row['called']}" if row.get("called") else ""
                 truth = f", is {row['type']}" if row["type"] else ""
                 caption = f"P(live) = {row['score']:.3f}{called}{truth}"
-                strips.append({"id": row["id"], "caption": caption, "frames": frame, "heat": heat[None]})
+                strips.append({"id": row["id"], "caption": caption, "frames": frame, "heat": heat[None], "sides": ("", "attention")})
         return strips
 
     def on_validation_epoch_end(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import lightning as L
 from torch import Tensor, nn
 
+from genlab.batches import Shown
 from genlab.errors import UserError
 from genlab.training.sharding import refuse_statistics_of_their_own, writes_shards_of_all
 
@@ -28,6 +29,9 @@ class Method(L.LightningModule):
     cannot_run_under: ClassVar[dict[str, str]] = {}
     """Strategies (``FSDP``, ``ZeRO-3`` ..., see :mod:`genlab.strategies`) under which the method gives wrong results or none, with the
     reason as a sentence. A literal: it is read from the source and refused before the job."""
+
+    shown: ClassVar[Shown] = Shown()
+    """The two classes in plots of the scores."""
 
     resumable_evaluation = False
     """Whether all that an evaluation gathers is in torchmetrics objects of this module and in the rows that steps return; then a killed

@@ -18,6 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from callbacks.preemption import LastCheckpoint
 from datamodules.hyspefas import HySpeFAS, repeat_factors
+from genlab import figures
 from genlab.cli import main
 from genlab.files import read_csv
 from genlab.methods.spectral_fas import SpectralFAS, epoch_lr, mixed, mixup_partners
@@ -189,6 +190,8 @@ def test_learns_and_goes_the_whole_way(faces: Path, tmp_path: Path, monkeypatch:
     run = tmp_path / "runs/faces/seed1"
     validated = json.loads((run / "results.json").read_text())["metrics"]
     assert validated["val/acer"] <= 0.05
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "score_histogram", lambda *given: drawn.append(given) or Image.new("RGB", (9, 9)))
     assert main(["test", "-c", str(file), "--ckpt_path", "last"]) == 0
     test = run / "test-hyspefas"
     metrics = json.loads((test / "results.json").read_text())["metrics"]
@@ -197,6 +200,10 @@ def test_learns_and_goes_the_whole_way(faces: Path, tmp_path: Path, monkeypatch:
     rows = read_csv(test / "predictions.csv")
     lines = [line.split() for line in (test / "result.txt").read_text().splitlines()]
     assert [line[0] for line in lines] == [row["id"] for row in rows] and len(lines) == 64
+    (scores, labels, kinds, threshold, _, classes) = drawn[0]
+    assert classes == ("live", "attack") and {kind for kind, attack in zip(kinds, labels) if attack} > {"mask"}
+    assert [1 - float(row["score"]) for row in rows] == pytest.approx(scores.tolist()) and sum(labels) == 48
+    assert threshold == pytest.approx(1 - metrics["test/threshold"])
     accepted = sum(answer == "1" and row["label"] == "0" for (_, answer), row in zip(lines, rows))
     assert accepted / 48 == pytest.approx(metrics["test/apcer"])
     assert (test / "media/det.png").is_file() and (test / "media/embeddings.png").is_file()

@@ -141,7 +141,7 @@ def test_predict_scores_real_clips(trained: Path) -> None:
         (["test", "-c", "tiny/demamba", "--run.name=untrained"], "untrained DeMamba only guesses"),
         (["test", "-c", "tiny/demamba", "--ckpt_path=gone.ckpt"], "gone.ckpt does not exist"),
         (["predict", "-c", "tiny/demamba", "gone.mp4"], "gone.mp4: no such file"),
-        (["predict", "-c", "tiny/demamba"], "name the videos"),
+        (["predict", "-c", "tiny/demamba"], "predict: name videos, or folders of them"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message(trained: Path, tiny_genvideo: Path, arguments: list[str], message: str) -> None:

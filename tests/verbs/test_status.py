@@ -30,7 +30,7 @@ def test_a_run_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "job", "queue", "word"),
     [
-        ({"state": "running", "pid": os.getppid(), "host": "elsewhere", "seen": time.time() + 3600}, "1", None, "running"),
+        ({"state": "running", "pid": os.getppid(), "host": "elsewhere", "seen": 1e12}, "1", None, "running"),
         ({"state": "running", "pid": 1, "host": "elsewhere", "seen": 0.0}, "1", {}, "died"),
         ({"state": "running", "pid": 1, "host": "elsewhere", "seen": 0.0}, "1", {"1": "PENDING"}, "waiting to continue"),
         ({"state": "preempted"}, "1", {"1": "PENDING"}, "preempted, waiting to continue"),
