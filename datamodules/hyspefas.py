@@ -28,6 +28,7 @@ from datamodules.hyspefas_index import (
     is_full,
     items,
     load_cube,
+    picture_of,
     preview,
     read_challenge,
     read_full,
@@ -76,7 +77,7 @@ class HySpeFAS(SplitData):
             with replacement; ``loss``: by weights in the losses; ``none``.
         augment: Of training pictures; left out, the official one.
         cache: Folder of converted cubes; left out, ``$GENLAB_CACHE/cubes``. ``none`` reads the ``.mat`` files each time.
-        predict_paths: ``.mat`` cubes of one's own, each with its ``.png`` beside it, or folders of them.
+        predict_paths: ``.mat`` cubes of one's own, each with its ``.png`` beside it or in ``rgb/`` as distributed, or folders of them.
         batch_size: Pictures per device. Paper: 240 in all.
         eval_batch_size: Pictures per device in evaluation.
         num_workers: Loading processes per device.
@@ -283,7 +284,10 @@ class HySpeFAS(SplitData):
 
     def _setup_predict(self) -> None:
         files = user_files(self.hparams.predict_paths, "cubes (.mat)", "face.mat", lambda path: path.suffix == ".mat")
-        samples = [Sample(str(file), file, file.with_suffix(".png"), -1, "") for file in files]
+        samples = [Sample(str(file), file, picture_of(file), -1, "") for file in files]
+        without = [str(each.cube) for each in samples if not each.colour.is_file()]
+        if without:
+            log.warning("predict: no colour picture (.png) beside %s, nor in rgb/ instead of ssi_reconstructed/", some(without))
         h = self.hparams
         bands = next((cube.shape[2] for cube in map(_try_cube, files) if cube is not None), None)
         if bands is None:

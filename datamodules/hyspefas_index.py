@@ -330,7 +330,7 @@ def preview(item: Item) -> list[np.ndarray]:
     """The colour picture and one of the last half of the bands (the longest waves red), (H, W, 3) uint8; none if one cannot be read."""
     try:
         cube = load_cube(item.path)
-        with Image.open(_picture(item.path)) as picture:
+        with Image.open(picture_of(item.path)) as picture:
             colour = np.asarray(picture.convert("RGB"))
     except (UnreadableCube, OSError, ValueError):
         return []
@@ -340,11 +340,12 @@ def preview(item: Item) -> list[np.ndarray]:
     return [colour, (np.clip(beyond / top, 0, 1) * 255).astype(np.uint8)]
 
 
-def _picture(cube: Path) -> Path:
-    """Where the picture of a cube lies: beside it, or in ``rgb`` instead of ``ssi_reconstructed``."""
+def picture_of(cube: Path) -> Path:
+    """Where the colour picture of a cube lies: beside it, or in ``rgb`` instead of ``ssi_reconstructed``."""
     name = re.sub(r"(\.tiff?)?\.mat$", ".png", cube.name)
-    folders = ["rgb" if part == "ssi_reconstructed" else part for part in cube.parent.parts]
-    return Path(*folders, name)
+    beside = cube.with_name(name)
+    apart = Path(*("rgb" if part == "ssi_reconstructed" else part for part in cube.parent.parts), name)
+    return beside if beside.is_file() or not apart.is_file() else apart
 
 
 def _places(root: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:

@@ -175,3 +175,18 @@ def test_repeated_samples_come_as_often_as_they_should() -> None:
     weighted = RepeatedSampler(np.array([1.0, 1.0, 8.0] * 100), 0, weighted=True)
     share = sum(draw.index % 3 == 2 for draw in weighted) / len(weighted)
     assert 0.7 < share < 0.9
+
+
+@pytest.mark.parametrize("layout", ["challenge", "full"])
+def test_cubes_to_predict_find_their_pictures(made: Path, tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Beside them, or in rgb/ of the full distribution; a cube without one is named."""
+    cubes = sorted((made / layout).rglob("*.mat"))
+    chosen = [path for path in cubes if "sensing" not in path.name][:3]
+    alone = tmp_path / "alone.mat"
+    shutil.copy(chosen[0], alone)
+    data = HySpeFAS(str(made / layout), image_size=24, num_workers=0, predict_paths=[str(path) for path in [*chosen, alone]])
+    with caplog.at_level(logging.WARNING):
+        data.setup("predict")
+    assert "alone.mat" in caplog.text and chosen[0].name not in caplog.text
+    readable = [data.datasets["predict"][Draw(i, 0)]["readable"] for i in range(4)]
+    assert readable == [True, True, True, False]
