@@ -498,7 +498,7 @@ def test_interpolate(write: Callable[[str, str], str], monkeypatch: pytest.Monke
 # Cost
 
 
-def test_nothing_heavy_is_imported_and_a_check_is_quick(write: Callable[[str, str], str]) -> None:
+def test_nothing_heavy_is_imported(write: Callable[[str, str], str]) -> None:
     lines = ["trainer:", "  callbacks:"]
     for name in (
         "ModelCheckpoint",
@@ -524,22 +524,15 @@ def test_nothing_heavy_is_imported_and_a_check_is_quick(write: Callable[[str, st
     path = write("a.yaml", "\n".join(lines) + "\n")
     program = f"""
 import sys
-import genlab.config, time
-start = time.perf_counter()
+import genlab.config
 problems = genlab.config.check(genlab.config.compose([{path!r}], [("model.lr", "1e-4")]), "fit")
-seconds = time.perf_counter() - start
 assert not problems, problems
 heavy = set(sys.modules) & {{"torch", "lightning", "numpy", "jsonargparse", "omegaconf", "cfgmod"}}
 assert not heavy, heavy
-print(seconds)
 """
     environment = {"PYTHONPATH": f"{REPOSITORY}:{Path.cwd()}", "PATH": "/usr/bin:/bin"}
-    best = 9.0
-    for _ in range(3):  # other programs may keep the machine busy
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, done.stderr
-        best = min(best, float(done.stdout))
-    assert best < 0.3
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_repeated_checks_see_changed_files(write: Callable[[str, str], str]) -> None:

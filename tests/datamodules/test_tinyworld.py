@@ -354,9 +354,7 @@ def test_two_processes_at_once_write_one_dataset(small: Path, tmp_path: Path) ->
 
 def test_finished_dataset_is_left_as_it_is(small: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
-    started = time.monotonic()
     make("genvideo", small, **SMALL)
-    assert time.monotonic() - started < 0.1
     assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
 
 

@@ -22,7 +22,7 @@ IMPORTED = [
 """What methods need; a module that is not here is imported by every process by itself."""
 
 
-def run_forked(*arguments: str, processes: int, cwd: Path, expect: int = 0, stop_at: Path | None = None, timeout: float = 300) -> str:
+def run_forked(*arguments: str, processes: int, cwd: Path, expect: int = 0, stop_at: Path | None = None, timeout: float = 900) -> str:
     """Runs a verb on so many processes to the end, and returns their output; fails when an exit code is another.
 
     Args:

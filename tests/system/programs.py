@@ -27,7 +27,7 @@ def start(*arguments: str, cwd: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, env=environment(**env), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def run(*arguments: str, cwd: Path, expect: int = 0, timeout: float = 300, **env: str) -> str:
+def run(*arguments: str, cwd: Path, expect: int = 0, timeout: float = 900, **env: str) -> str:
     """Runs to the end and returns the output; fails when the exit code is another."""
     process = start(*arguments, cwd=cwd, **env)
     output, _ = process.communicate(timeout=timeout)
