@@ -43,6 +43,7 @@ OTHER_VERBS = {
     "convert": "checkpoints of official code to ours and back, sharded ones into one file: convert demamba FILE --out PATH",
     "submit": "fit on a SLURM cluster, over seeds and grids: submit -c ... --nodes 2 --gpus-per-node 8 --time 24:00:00",
     "sweep": "few-shot methods over datasets, shots and seeds, with their table: sweep --methods cpr,coop --datasets dtd,eurosat",
+    "compare": "runs side by side, with intervals and paired tests: compare runs/ --metric test/ap --baseline RUN",
     "status": "state, step, metric and checkpoint of runs: status [RUN...]",
 }
 HELP = """usage: python -m genlab VERB [options]
