@@ -18,7 +18,7 @@ from genlab.batches import Evaluated, GroundedBatch
 from genlab.errors import UserError
 from genlab.training.base import Method
 from genlab.training.schedules import warm_cosine, warm_linear
-from genlab.vlm.drawing import drawn_regions
+from genlab.vlm.drawing import drawn_reply
 from genlab.vlm.grounded import Style, fill_target, read_regions, read_verdict, style_of
 from genlab.vlm.masking import Conversation, assistant, question_batch
 from genlab.vlm.rewards import form_reward
@@ -149,12 +149,14 @@ class DetectorTuning(Method):
     # ---- evaluation
 
     @torch.no_grad()
-    def reply(self, batch: GroundedBatch) -> list[str]:
-        """The most likely reply to each chat."""
+    def reply(self, batch: GroundedBatch) -> tuple[list[str], list[bool]]:
+        """The most likely reply to each chat, and whether it came to an end within ``max_new_tokens``."""
         inputs = self.prompts(batch)
         with evaluating(self.model):
             said = self.model.generate(**inputs, max_new_tokens=self.hparams.max_new_tokens, do_sample=False)
-        return decode(self.processor, said[:, inputs["input_ids"].shape[1] :], self.stop)
+        tokens = said[:, inputs["input_ids"].shape[1] :]
+        ended = torch.isin(tokens, torch.tensor(sorted(self.stop), device=tokens.device)).any(1)
+        return decode(self.processor, tokens, self.stop), ended.tolist()
 
     def extra_measures(self, said: str, expected: Expected) -> dict[str, float]:
         """Further numbers of a reply, by the name of their metric."""
@@ -163,14 +165,15 @@ class DetectorTuning(Method):
     def evaluate(self, batch: GroundedBatch, labelled: bool = True) -> Evaluated:
         rows: list[dict[str, Any]] = []
         good = [i for i in range(len(batch["id"])) if batch["readable"][i]]
-        replies, expected = iter(self.reply(_only(batch, good)) if good else []), self.expected(batch)
+        replies, expected = iter(zip(*self.reply(_only(batch, good))) if good else ()), self.expected(batch)
         texts: dict[int, str] = {}
         for i, name in enumerate(batch["id"]):
             row: dict[str, Any] = {"id": name, "label": int(batch["label"][i]) if labelled else "", "score": "", "status": "unreadable"}
             rows.append(row)
             if i not in good:
                 continue
-            said = texts[i] = next(replies)
+            said, ended = next(replies)
+            texts[i] = said
             verdict, known = read_verdict(said), expected[i]
             score = {"generated": 1.0, "real": 0.0}.get(verdict, 0.5)
             row |= {"score": score, "status": "ok", "verdict": verdict or "unknown", "reply": said}
@@ -179,20 +182,17 @@ class DetectorTuning(Method):
             row["iou"] = known.iou(said, "best")
             values = {
                 "accuracy": float(verdict == known.verdict), "unknown": float(not verdict), "form": form_reward(said),
-                f"accuracy_{known.verdict}": float(verdict == known.verdict),
+                f"accuracy_{known.verdict}": float(verdict == known.verdict), "cut_off": float(not ended),
             }  # fmt: skip
             values |= {"iou": row["iou"]} if known.boxes else {}
             for metric, value in (values | self.extra_measures(said, known)).items():
                 self._metric(metric).update(value)
-        strips = [
-            {
-                "id": batch["id"][i],
-                "caption": " ".join(texts[i].split()),
-                "frames": drawn_regions(batch["image"][i], self._shown(texts[i], expected[i], batch["image"][i]), batch["boxes"][i]),
-                "heat": None,
-            }
-            for i in good[:SHOWN]
-        ]
+        strips = []
+        for i in good[:SHOWN]:
+            image, true = batch["image"][i], batch["boxes"][i]
+            caption = {1: "generated", 0: "real"}.get(int(batch["label"][i]) if labelled else -1, "")
+            drawn = drawn_reply(image, texts[i], self._shown(texts[i], expected[i], image), true)
+            strips.append({"id": batch["id"][i], "caption": caption, "frames": drawn, "heat": None})
         return {"rows": rows, "strips": strips}  # type: ignore[typeddict-item]
 
     def _shown(self, said: str, expected: Expected, image: Tensor) -> list[Any]:

@@ -173,6 +173,10 @@ def write_folder(model: Any, processor: Any, folder: Path) -> Path:
     beside.mkdir(parents=True)
     model.save_pretrained(beside)
     processor.save_pretrained(beside)
+    if (beside / ADAPTER).is_file():  # servers ask for the base's before they look for an adapter
+        base = model.get_base_model()
+        base.config.save_pretrained(beside)
+        base.generation_config.save_pretrained(beside)
     (beside / "README.md").unlink(missing_ok=True)  # peft's, all blanks to be filled in
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
