@@ -39,8 +39,7 @@ SHOWN = 16  # samples of a sheet
 class DetectorTuning(Method):
     """A vision-language model of transformers, tuned whole or by LoRA; picture tower and projector stay as they are.
 
-    At the end of training rank zero writes ``<run>/model/``: a folder of transformers, or with LoRA one of peft, that
-    ``transformers serve`` loads as it is.
+    At the end of training rank zero writes ``<run>/model/``: a folder of transformers, or with LoRA one of peft.
     """
 
     cannot_run_under: ClassVar[dict[str, str]] = {
@@ -242,7 +241,8 @@ class DetectorTuning(Method):
         """Writes the folder; under ZeRO-1 and -2 every rank has the whole model."""
         if self.trainer.is_global_zero:
             folder = self.export(Path(self.trainer.default_root_dir) / FOLDER)
-            log.info("%s: serve it with transformers serve %s", folder, folder)
+            merge = f"python -m genlab mllm merge {folder} --out MODEL; " if self.hparams.lora is not None else ""
+            log.info("%s is written; to serve it: %stransformers serve %s", folder, merge, "MODEL" if merge else folder)
 
     def export(self, folder: Path) -> Path:
         """Writes a folder of transformers, or with LoRA one of peft, with the processor."""

@@ -164,7 +164,10 @@ def unspeakable(processor: Any) -> list[int]:
 
 
 def write_folder(model: Any, processor: Any, folder: Path) -> Path:
-    """Writes what ``from_pretrained`` and ``transformers serve`` read: a model, or of LoRA peft's adapter, the processor beside it.
+    """Writes what ``from_pretrained`` reads: a model, or of LoRA peft's adapter, the processor beside it.
+
+    ``transformers serve`` takes a model; an adapter has to be merged first, since the server asks for a configuration beside it and, where
+    it finds one, for the base's weights there too.
 
     It is written beside its place and renamed, so that a reader never sees half of it.
     """
@@ -173,10 +176,6 @@ def write_folder(model: Any, processor: Any, folder: Path) -> Path:
     beside.mkdir(parents=True)
     model.save_pretrained(beside)
     processor.save_pretrained(beside)
-    if (beside / ADAPTER).is_file():  # servers ask for the base's before they look for an adapter
-        base = model.get_base_model()
-        base.config.save_pretrained(beside)
-        base.generation_config.save_pretrained(beside)
     (beside / "README.md").unlink(missing_ok=True)  # peft's, all blanks to be filled in
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")
