@@ -162,7 +162,7 @@ class MllmDefakeGRPO(DetectorTuning):
         texts = decode(self.processor, tokens, self.stop)
         expected = [each for each in self.expected(batch) for _ in range(h.group)]
         terms = [self.reward.terms(text, each) for text, each in zip(texts, expected)]
-        rewards = torch.tensor([sum(each.values()) for each in terms], device=self.device)
+        rewards = torch.tensor([float(sum(each.values())) for each in terms], device=self.device)
         advantages = group_advantages(rewards, h.group, h.scale_rewards)
         self._log_rewards(rewards, terms, mask, torch.isin(tokens, torch.tensor(ends, device=tokens.device)).any(1))
         drawn = Rollout(with_completions(inputs, tokens, mask), tokens, mask, advantages, None, None)
@@ -190,7 +190,7 @@ class MllmDefakeGRPO(DetectorTuning):
     def _log_rewards(self, rewards: Tensor, terms: list[dict[str, float]], mask: Tensor, ended: Tensor) -> None:
         spread = rewards.view(-1, self.hparams.group).std(1)
         values = {"train/reward": rewards.mean(), "train/reward_spread": spread.mean(), "train/flat_groups": (spread == 0).float().mean()}
-        values |= {f"train/reward_{name}": torch.tensor([each[name] for each in terms]).mean() for name in terms[0]}
+        values |= {f"train/reward_{name}": torch.tensor([float(each[name]) for each in terms]).mean() for name in terms[0]}
         values |= {"train/completion_length": mask.sum(1).mean(), "train/cut_off": 1 - ended.float().mean()}
         values = {name: value.to(self.device) for name, value in values.items()}
         self.log_dict(values, batch_size=len(rewards), prog_bar=False, sync_dist=True)

@@ -77,7 +77,7 @@ def test_the_next_of_its_label_stands_in_for_an_unreadable_picture(root: Path) -
     (tested,) = [each for each in samples(root, "test", test="grounding_train.jsonl") if not each["readable"]]
     assert tested["id"] == "1.png" and tested["label"] == 1, "in evaluation it is said"
     (root / "3.png").write_bytes(b"")
-    with pytest.raises(UserError, match="no picture .* can be read"):
+    with pytest.raises(UserError, match=r"no picture .* can be read"):
         samples(root)
 
 

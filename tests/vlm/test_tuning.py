@@ -65,7 +65,9 @@ def test_lora_is_in_the_language_model_alone_and_merges(folder: Path, tmp_path: 
         torch.testing.assert_close(whole.eval()(**asked(again)).logits, adapted, atol=1e-5, rtol=1e-5)
         # The folder as it is, the way servers load one.
         served = AutoModelForImageTextToText.from_pretrained(tmp_path / "adapter").eval()
-        torch.testing.assert_close(served(**asked(AutoProcessor.from_pretrained(tmp_path / "adapter"))).logits, adapted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            served(**asked(AutoProcessor.from_pretrained(tmp_path / "adapter"))).logits, adapted, atol=1e-5, rtol=1e-5
+        )
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="base_model_name_or_path is empty"):
         merged(tmp_path / "adapter")
