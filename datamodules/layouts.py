@@ -29,7 +29,7 @@ LAYOUTS = {
     ),
     "domain_images": "datamodules.domain_images_index",
     **dict.fromkeys(("dreambooth", "multimodal_prompt"), "datamodules.subjects_index"),
-    "defake": "datamodules.defake_index",
+    **dict.fromkeys(("defake", "plain_defake"), "datamodules.defake_index"),
     "inpainting": "datamodules.inpainting_index",
     "hyspefas": "datamodules.hyspefas_index",
     "interhf": "datamodules.interhf_index",

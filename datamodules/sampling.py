@@ -120,6 +120,42 @@ class RepeatedSampler(TrainSampler):
         return (Draw(index, self.epoch, occurrence) for index, occurrence in draws)
 
 
+def chunked_order(size: int, chunk: int, repeat: int, times: int, seed: int, epoch: int) -> np.ndarray:
+    """An epoch's order in which chunks of a permutation come several times (released code of arXiv 2504.14245).
+
+    One generator, seeded once, draws a permutation for each epoch. It is cut into chunks, of which a last short one is left out.
+
+    Args:
+        size: Number of samples.
+        chunk: Samples of a chunk.
+        repeat: A chunk comes so many times, one after the other.
+        times: Within it each sample so many times, one after the other.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epoch + 1):
+        drawn = torch.randperm(size, generator=generator).numpy()
+    chunks = drawn[: size // chunk * chunk].reshape(-1, 1, chunk, 1)
+    return np.tile(chunks, (1, repeat, 1, times)).reshape(-1)
+
+
+class ChunkSampler(TrainSampler):
+    """`chunked_order`, dealt out so that every rank has its share of each chunk at the same time.
+
+    Args:
+        size: Number of samples.
+        chunk: Samples of all ranks that come ``repeat`` times in a row; a multiple of ``world_size``.
+        repeat: See there.
+        seed, rank, world_size: As of :class:`TrainSampler`.
+    """
+
+    def __init__(self, size: int, chunk: int, repeat: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(None, size // chunk * chunk * repeat, seed, rank, world_size)
+        self.size, self.chunk, self.repeat = size, chunk, repeat
+
+    def order(self) -> np.ndarray:
+        return chunked_order(self.size, self.chunk, self.repeat, 1, self.seed, self.epoch)
+
+
 class EvalSampler(Sampler[Draw]):
     """Every sample exactly once over all ranks, none twice: ranks may differ by one sample.
 

@@ -78,6 +78,31 @@ class QuestionBatch(TypedDict):
     """(B,) int64, position in the split."""
 
 
+class GroundedBatch(TypedDict):
+    """Pictures with a chat about each: is it real, what is wrong with it, and where. Label 1 = generated."""
+
+    image: list[Tensor]
+    """B times (3, H, W) uint8 RGB, of any sizes; unreadable ones are a single black pixel."""
+    turns: list[list[tuple[str, str]]]
+    """Roles and texts before the answer; ``<image>`` stands where the picture goes, once."""
+    target: list[str]
+    """The answer; ``<ref-object>`` and ``<bbox>`` stand for the regions from left to right."""
+    refs: list[list[str]]
+    """What the regions are called."""
+    boxes: list[list[tuple[float, float, float, float]]]
+    """Left, top, right, bottom in pixels of ``image``."""
+    label: Tensor
+    """(B,) int64; -1 where it is not known."""
+    id: list[str]
+    """The path below the folder of pictures; of one's own pictures, as given."""
+    index: Tensor
+    """(B,) int64, position in the split."""
+    readable: Tensor
+    """(B,) bool."""
+    substituted: Tensor
+    """(B,) bool, training only: the next readable sample of the same label stands here."""
+
+
 class InpaintingBatch(TypedDict):
     """Pictures with the hole that is to be filled in each."""
 

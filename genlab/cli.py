@@ -41,6 +41,7 @@ OTHER_VERBS = {
     "data": "make, prepare, check or show a dataset: data make|prepare|check|show NAME --root DIR",
     "weights": "make the tiny models anew, or say how good they are: weights make|show [NAME]",
     "convert": "checkpoints of official code to ours and back, sharded ones into one file: convert demamba FILE --out PATH",
+    "mllm": "fine-tuned detectors that explain: mllm merge RUN --out FOLDER",
     "submit": "fit on a SLURM cluster, over seeds and grids: submit -c ... --nodes 2 --gpus-per-node 8 --time 24:00:00",
     "sweep": "few-shot methods over datasets, shots and seeds, with their table: sweep --methods cpr,coop --datasets dtd,eurosat",
     "compare": "runs side by side, with intervals and paired tests: compare runs/ --metric test/ap --baseline RUN",

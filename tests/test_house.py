@@ -34,7 +34,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "genlab/losses": (*GROUND, "genlab.losses"),
     "genlab/metrics": (*GROUND, "genlab.metrics"),
     "genlab/comparison": (*GROUND, "genlab.comparison", "genlab.metrics", "genlab.figures", "genlab.reports"),
-    "genlab/training": (*GROUND, "genlab.training", "genlab.models", "genlab.diffusion", "genlab.metrics", "genlab.figures"),
+    "genlab/training": (
+        *GROUND, "genlab.training", "genlab.models", "genlab.diffusion", "genlab.vlm", "genlab.metrics", "genlab.figures",
+    ),
     "datamodules": (*GROUND, "datamodules"),
     "callbacks": (*GROUND, "callbacks", "genlab.results", "genlab.reports", "genlab.figures"),
 }  # fmt: skip

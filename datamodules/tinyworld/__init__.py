@@ -33,6 +33,7 @@ DATASETS: dict[str, str] = {  # name -> its writer: write(folder, *, seed, progr
     "dreambooth": "datamodules.tinyworld.subjects:write_dreambooth",
     "multimodal_prompt": "datamodules.tinyworld.subjects:write_multimodal_prompt",
     "defake": "datamodules.tinyworld.defake:write_defake",
+    "plain_defake": "datamodules.tinyworld.plain_defake:write_plain_defake",
     "inpainting": "datamodules.tinyworld.holes:write_inpainting",
     "hyspefas": "datamodules.tinyworld.hyspefas:write_hyspefas",
     "interhf": "datamodules.tinyworld.interhf:write_interhf",

@@ -24,9 +24,9 @@ def group_advantages(rewards: Tensor, group: int, scale: bool = True, eps: float
     return (centred / (rows.std(1, keepdim=True) + eps) if scale else centred).flatten()
 
 
-def completion_mask(tokens: Tensor, end: int) -> Tensor:
-    """1 up to and including the first end token of a completion: (N, C) ids -> (N, C) float."""
-    ended = (tokens == end).int()
+def completion_mask(tokens: Tensor, *ends: int) -> Tensor:
+    """1 up to and including the first end token of a completion, whichever: (N, C) ids -> (N, C) float."""
+    ended = torch.isin(tokens, torch.tensor(ends, device=tokens.device)).int()
     return (ended.cumsum(1) - ended < 1).float()
 
 

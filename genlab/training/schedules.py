@@ -26,3 +26,8 @@ def warm_unshifted_cosine(step: int, warmup: int, steps: int, floor: float = 0.0
     if step < warmup:
         return step / warmup
     return floor + 0.5 * (1 - floor) * (1 + math.cos(math.pi * min(step / steps, 1.0)))
+
+
+def warm_linear(step: int, warmup: int, steps: int) -> float:
+    """Factor on the peak learning rate: rises linearly over ``warmup`` steps, then falls linearly to 0 at ``steps``."""
+    return min((step + 1) / (warmup + 1), max(steps - step, 0) / max(steps - warmup, 1))

@@ -13,6 +13,15 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
+from genlab.vlm.scoring import Expected, Reward
+
+
+class ForLetters(Reward):
+    """What an untrained model can earn: a hundredth for each letter of its completion."""
+
+    def terms(self, completion: str, expected: Expected) -> dict[str, float]:
+        return {"letters": sum(map(str.isalpha, completion)) / 100}
+
 
 class BatchLosses(Callback):
     """Writes the loss of every optimizer step, averaged over all ranks, which have equally many samples each.

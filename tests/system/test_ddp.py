@@ -64,6 +64,20 @@ ROWS = {
         "tiny/vlm", "questions", {"the loss is a mean over the answers' tokens, of which pictures have different numbers": "equal"},
         ("--model.network={width: 32, layers: 1, heads: 2, mlp: 32, vision_width: 16, vision_layers: 1, vision_heads: 2}",),
     ),
+    # In fp64, since another sum in the last digit may draw another token.
+    "mllm_defake_sft": Parity(
+        "tiny/mllm_defake_sft", "plain_defake", {"the loss is a mean over all tokens of a step": "gathered"},
+        ("--data.val_share=0.2",), precision="64-true",
+    ),
+    "mllm_defake_grpo": Parity(
+        "tiny/mllm_defake_grpo", "plain_defake",
+        {"a completion is compared with its group, which one rank has": "absent", "the mean over tokens is over all ranks": "gathered"},
+        (
+            "--data.val_share=0.2", "--model.weights=tiny:vlm", "--model.group=2", "--model.max_new_tokens=6",
+            "--model.aggregation=token_mean", "--model.reward={class_path: tests.system.parity.ForLetters}",
+        ),
+        precision="64-true",
+    ),
     "spectral_fas": Parity(
         "tiny/spectral_fas", "hyspefas",
         {"batch norms": "gathered", "the memory holds the embeddings of all": "gathered", "mixup within the batch": "absent"},
@@ -100,6 +114,7 @@ def roots(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     made = {"genvideo": tiny_genvideo, "parts": write_parts(folder / "parts")}
     made["captions"] = make("captions", folder / "captions", progress=False, pictures=96, held_out=16)
     made["questions"] = make("questions", folder / "questions", progress=False, pictures=96, held_out=6)
+    made["plain_defake"] = make("plain_defake", folder / "plain_defake", progress=False, train=30, test=1)
     made["hyspefas"] = make("hyspefas", folder / "hyspefas", progress=False, train_captures=4, val_captures=1, test_captures=1, size=24)
     made["fewshot"] = make("dtd", folder / "dtd", progress=False, size=32, train=6, val=2, test=2)
     made["actions"] = make("ucf101", folder / "ucf101", progress=False, groups=4, clips=2, size=32)

@@ -12,6 +12,7 @@ from genlab.config import compose, shipped_experiments
 from genlab.models.viclip import ViCLIP, ViCLIPConfig
 from tests.system.programs import run
 from tests.tiny_clip import tiny_clip
+from tests.tiny_vlms import tiny_qwen25
 from tests.vlm.fault_server import serving
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -21,9 +22,17 @@ PRESETS = [name for name in shipped_experiments() if name.startswith("presets/")
 UNTRAINED = ("zero_shot", "tip_adapter", "video_zero_shot")  # there is nothing to fit
 TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/")]
 TESTED = [name for name in WHOLE if "inpaint_consistency" in name]  # nothing to train
-ASKING = [name for name in WHOLE if "mllm_defake" in name]  # an endpoint answers
+ASKING = [
+    name for name in WHOLE if compose([name]).get("model.class_path") == "genlab.methods.mllm_defake.MllmDefake"
+]  # an endpoint answers
 OWN = {  # options of some methods
     "genlab.methods.domaingallery.DomainGallery": ["--model.source_images=2", "--model.erasure_steps=1", "--model.sim_weight=0"],
+    "genlab.methods.mllm_defake_sft.MllmDefakeSFT": ["--model.weights=Qwen/Qwen2.5-VL-3B-Instruct", "--model.max_new_tokens=4"],
+    "genlab.methods.mllm_defake_grpo.MllmDefakeGRPO": [
+        "--model.weights=Qwen/Qwen2.5-VL-3B-Instruct",
+        "--model.max_new_tokens=4",
+        "--model.group=2",
+    ],
     "genlab.methods.baselines.dreambooth.DreamBooth": ["--model.class_images=2"],
 }
 FEW_SITTINGS = {"train_captures": 2, "val_captures": 1, "test_captures": 1}
@@ -56,6 +65,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = XCLIPConfig(text_config=text, vision_config=vision | more, projection_dim=16)
     XCLIPModel(config).save_pretrained(folder / "microsoft/xclip-base-patch16")
     VideoMAEModel(VideoMAEConfig(**vision, num_frames=16)).save_pretrained(folder / "MCG-NJU/videomae-base")
+    tiny_qwen25(folder / "Qwen/Qwen2.5-VL-3B-Instruct")
     swin = SwinConfig(image_size=224, patch_size=4, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=7)
     SwinModel(swin).save_pretrained(folder / "microsoft/swin-base-patch4-window7-224-in22k")
     return folder
@@ -97,6 +107,10 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             f"--data.root={make('hyspefas', folder / 'hyspefas', progress=False, size=24, **FEW_SITTINGS)}",
             "--model.backbone.init_args.name=tiny",
             "--model.backbone.init_args.weights=null",
+        ],
+        "datamodules.grounding.Grounding": [
+            f"--data.root={make('plain_defake', folder / 'plain_defake', progress=False, train=20, test=2)}",
+            "--trainer.accumulate_grad_batches=2",
         ],
         "datamodules.genvideo.GenVideo": [f"--data.root={tiny_genvideo}", "--data.val_fraction=0.3"],
         "datamodules.captioned_images.CaptionedImages": [f"--data.root={captions}", "--data.select=null"],
