@@ -42,6 +42,7 @@ OTHER_VERBS = {
     "weights": "make the tiny models anew, or say how good they are: weights make|show [NAME]",
     "convert": "checkpoints of official code to ours and back, sharded ones into one file: convert demamba FILE --out PATH",
     "submit": "fit on a SLURM cluster, over seeds and grids: submit -c ... --nodes 2 --gpus-per-node 8 --time 24:00:00",
+    "mllm": "fake-image detection by MLLMs: mllm dry-run|rescore|calibrate|compare",
     "sweep": "few-shot methods over datasets, shots and seeds, with their table: sweep --methods cpr,coop --datasets dtd,eurosat",
     "status": "state, step, metric and checkpoint of runs: status [RUN...]",
 }

@@ -42,8 +42,8 @@ def test_a_run_scores_what_it_could_read_and_a_second_one_asks_nothing(tmp_path:
     assert asked == 3 * 3 + 1
     assert metrics["test/fused/accuracy_strict"] == repeated["test/fused/accuracy_strict"] > 0.66
     assert (metrics["test/fused/balanced_accuracy"], metrics["test/simple/mcnemar_p"]) == (0.5, 1.0)
-    assert {row["id"]: row["status"] for row in model.rows}["real/broken.png"] == "unreadable"
-    assert sorted(map(str, model.rows)) == sorted(map(str, again.rows))
+    assert {sample.id for sample, judgement in model.judged if judgement is None} == {"real/broken.png"}
+    assert model.run_files([]) == again.run_files([])
     assert not any(b"sdxl" in body for body in server.bodies)  # paths say what is true
 
 
