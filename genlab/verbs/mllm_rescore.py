@@ -26,7 +26,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--fusion",
         choices=(*MODES, "question"),
-        help="numeric fusion, or the kept reply to the fusing question; default: question where there is one, else majority",
+        help="numeric fusion, or the kept reply to the fusing question; default: that of the run",
     )
     parser.add_argument("--calibration", type=Path, metavar="FILE", help="fusion by a file of mllm calibrate instead")
     parser.add_argument("--quorum", type=int, default=3, help="verdicts that a numeric fusion takes (default 3)")
@@ -51,10 +51,10 @@ def main(args: list[str]) -> int:
     asked = any(judgement is not None and judgement.fusing is not None for _, judgement in answers)
     if given.fusion == "question" and not asked:
         raise UserError(f"mllm rescore: {given.run} holds no replies to the fusing question; use --fusion majority.")
-    fusion: Fusion | None = None
+    fusion: Fusion | None = fusion_of(given.run) if given.fusion is None else None
     if given.calibration is not None:
         fusion = CalibratedFusion(str(given.calibration), given.quorum)
-    elif given.fusion != "question" and (given.fusion is not None or not asked):
+    elif given.fusion not in ("question", None) or (fusion is None and not asked):
         fusion = NumericFusion(given.fusion or "majority", quorum=given.quorum, m=given.m)
     samples = [
         (Known(**facts), None if judgement is None else again(judgement, facts["id"], reader, fusion)) for facts, judgement in answers
@@ -85,6 +85,21 @@ SHOWN = (
     "kappa",
     "mcnemar_p",
 )
+
+
+def fusion_of(run: Path) -> Any:
+    """The numeric or calibrated fusion that a run was configured with; None where it asked a question, or does not say."""
+    import yaml
+
+    from genlab.vlm.fusing import CalibratedFusion
+    from genlab.vlm.fusion import NumericFusion
+
+    file = (run if run.is_dir() else run.parent) / "config.yaml"
+    config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    chosen = ((config.get("model") or {}).get("init_args") or {}).get("fusion") or {}
+    kind = {each.__name__: each for each in (NumericFusion, CalibratedFusion)}.get(str(chosen.get("class_path", "")).rpartition(".")[2])
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in (chosen.get("init_args") or {}).items()}
+    return kind(**options) if kind is not None else None
 
 
 class Known:

@@ -37,8 +37,8 @@ class OpenAIEndpoint(Engine):
         timeout: Seconds for one attempt.
         max_retries: Attempts after the first.
         max_tokens: Of a reply.
-        temperature: Of sampling; 0 is greedy.
-        seed: Sent along.
+        temperature: Of sampling; 0 is greedy; None sends none, and the server takes its own.
+        seed: Sent along; None sends none.
         top_logprobs: Likeliest tokens to ask for at each place, for confidences; OpenAI's servers give 20 at most. 0 asks for none.
         system_role: ``user`` sends system messages as the user's, ``merge`` puts their text before the user's next message; for models
             without a system role, such as LLaVA-CoT and QVQ.
@@ -56,8 +56,8 @@ class OpenAIEndpoint(Engine):
         timeout: float = 120.0,
         max_retries: int = 6,
         max_tokens: int = 1000,
-        temperature: float = 0.0,
-        seed: int = 0,
+        temperature: float | None = 0.0,
+        seed: int | None = 0,
         top_logprobs: int = 0,
         system_role: SystemRole = "keep",
         budget: Budget | None = None,
@@ -66,7 +66,8 @@ class OpenAIEndpoint(Engine):
             raise UserError(f"engine: {max_connections=} {timeout=} {max_retries=} {rpm=} {tpm=}; counts are at least 1, retries 0.")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", api_key_env):  # not repeated: it may be a key
             raise UserError("engine.api_key_env is no name of a variable. Put the key into the environment, and give the variable's name.")
-        params: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        sampling = {"temperature": temperature, "seed": seed}
+        params: dict[str, Any] = {"max_tokens": max_tokens} | {name: value for name, value in sampling.items() if value is not None}
         if top_logprobs:
             params |= {"logprobs": True, "top_logprobs": top_logprobs}
         super().__init__(model, params, max_connections, budget, system_role)

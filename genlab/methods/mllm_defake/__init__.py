@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from genlab.batches import Evaluated
 from genlab.errors import UserError
-from genlab.methods.mllm_defake.page import PER_PAGE, Sample, fill_page, sample_page, thumbnail
+from genlab.methods.mllm_defake.page import Sample, fill_page, in_pages, sample_page, thumbnail
 from genlab.methods.mllm_defake.records import answer_lines, judges_of, official_tables, prediction
 from genlab.metrics.judges import judge_row
 from genlab.reports import Report
@@ -25,7 +25,7 @@ from genlab.vlm.asking import Engine
 from genlab.vlm.conversations import SIX, Prompt, Roi, load_prompt
 from genlab.vlm.decorators import Examples
 from genlab.vlm.fusing import CalibratedFusion, FusingQuestion
-from genlab.vlm.fusion import Fusion, NumericFusion
+from genlab.vlm.fusion import Fusion
 from genlab.vlm.judging import Judge, Judgement, ParserName, Reader
 from genlab.vlm.verdicts import StrictParser
 
@@ -46,7 +46,8 @@ class MllmDefake(L.LightningModule):
         examples: A photograph and a generated picture of your own, for prompts that show examples.
         roi: Another way to cut out the region than prompts name; ``dinov2`` needs weights. None leaves theirs.
         parser: ``strict``, or ``official``: the released code's, which misreads negations and refusals.
-        fusion: How verdicts become one: :class:`genlab.vlm.fusing.FusingQuestion` is the paper's seventh question; None: a majority.
+        fusion: How verdicts become one; None: the paper's seventh question. :class:`genlab.vlm.fusion.NumericFusion`, a majority or other
+            numbers, and :class:`genlab.vlm.fusing.CalibratedFusion` ask nothing.
         samples: How often a prompt's last question is asked again for its confidence where the engine gives no log-probabilities; 0: never.
         sampling_temperature: Of these.
         replies: The file that replies are kept in; None: ``replies.sqlite`` in the run's folder.
@@ -73,7 +74,7 @@ class MllmDefake(L.LightningModule):
         super().__init__()
         if samples < 0 or sampling_temperature <= 0:
             raise UserError(f"model: {samples=} {sampling_temperature=}; samples is 0 or more, the temperature above 0.")
-        self.engine, self.fusion, self.replies, self.examples = engine, fusion or NumericFusion(), replies, examples
+        self.engine, self.fusion, self.replies, self.examples = engine, fusion or FusingQuestion(), replies, examples
         self.samples, self.sampling_temperature, self.allow_label = samples, sampling_temperature, allow_label
         if prompts is None:
             prompts = tuple(name for name in SIX if examples is not None or name != TWO_SHOT)
@@ -196,9 +197,8 @@ class MllmDefake(L.LightningModule):
         """``answers.jsonl`` with all replies, tables in the released code's form, and further pages of samples."""
         ordered = self._ordered()
         files = {"answers.jsonl": answer_lines(ordered), **official_tables(ordered)}
-        for number in range(1, -(-len(ordered) // PER_PAGE)):
-            part = ordered[number * PER_PAGE : (number + 1) * PER_PAGE]
-            files[f"samples-{number + 1}.html"] = sample_page(f"Samples {number * PER_PAGE + 1} and on", part)
+        for number, part in enumerate(in_pages(ordered)[1:], 2):
+            files[f"samples-{number}.html"] = sample_page(f"Samples, page {number}", part)
         return files
 
     def add_to_report(self, report: Report) -> None:

@@ -20,7 +20,8 @@ from genlab.vlm.conversations import Prompt
 from genlab.vlm.judging import Judgement
 
 SIDE = 256  # pixels of a thumbnail's longer side
-PER_PAGE = 500
+PER_PAGE, LARGEST_PAGE = 500, 14_000_000  # pictures, bytes
+LARGEST_PICTURE = 16_000  # bytes of a thumbnail, where a lower quality can do that
 KNOWN, CUT = (214, 40, 40), (20, 120, 220)
 WORDS = {0: "real", 1: "fake"}
 
@@ -52,9 +53,14 @@ def thumbnail(file: bytes, regions: Sequence[Sequence[float]], judgement: Judgem
         for box in boxes:
             left, top, right, bottom = (value * scale for value in box)
             draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=color, width=2)
-    buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=82)
-    return buffer.getvalue()
+    content = b""
+    for quality in (82, 60, 40):
+        buffer = io.BytesIO()
+        shown.save(buffer, "JPEG", quality=quality)
+        content = buffer.getvalue()
+        if len(content) <= LARGEST_PICTURE:
+            break
+    return content
 
 
 STYLE = """
@@ -175,6 +181,21 @@ def add_samples(report: Report, judged: Sequence[tuple[Sample, Judgement | None]
     )
 
 
+def in_pages(judged: Sequence[tuple[Sample, Judgement | None]]) -> list[list[tuple[Sample, Judgement | None]]]:
+    """Samples in parts that a page each holds: 500 at most, and 14 MB; one empty part where there are none."""
+    parts: list[list[tuple[Sample, Judgement | None]]] = [[]]
+    size = 0
+    for sample, judgement in judged:
+        answers = [*judgement.answers, *([judgement.fusing] if judgement.fusing else [])] if judgement else []
+        own = 4 * len(sample.picture) // 3 + sum(200 + len(str(call["reply"]).encode()) for each in answers for call in each.calls) + 800
+        if parts[-1] and (len(parts[-1]) == PER_PAGE or size + own > LARGEST_PAGE):
+            parts.append([])
+            size = 0
+        parts[-1].append((sample, judgement))
+        size += own
+    return parts
+
+
 def sample_page(title: str, judged: Sequence[tuple[Sample, Judgement | None]]) -> bytes:
     """A page of samples alone."""
     report = Report(title)
@@ -198,12 +219,10 @@ def fill_page(
     tokens = {"calls sent": ledger.calls, "tokens sent": ledger.prompt_tokens, "tokens received": ledger.completion_tokens}
     report.heading("Calls").keyvalues({**facts, **tokens, **cost})
     report.heading("Samples")
-    pages = -(-len(judged) // PER_PAGE)
-    report.text(
-        "Blue boxes: what was cut out for a prompt. Red boxes: known flaws, where the data names them."
-        + (f" The first {PER_PAGE}; the others are in " + ", ".join(f"samples-{i}.html" for i in range(2, pages + 1)) if pages > 1 else "")
-    )
-    add_samples(report, judged[:PER_PAGE])
+    first, *others = in_pages(judged)
+    more = f" The first {len(first)}; the others: " + ", ".join(f"samples-{i}.html" for i in range(2, len(others) + 2)) if others else ""
+    report.text(f"Blue boxes: what was cut out for a prompt. Red boxes: known flaws, where the data names them.{more}")
+    add_samples(report, first)
     report.heading("Prompts")
     for prompt in prompts:
         text = "\n\n".join(f"[{role}]\n" + "\n".join(rest) for each in prompt.conversations for role, *rest in each.payload)
