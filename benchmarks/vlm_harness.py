@@ -1,23 +1,29 @@
 """Requests per second against a server that takes 200 ms for each: 16 at once, beside one at a time.
 
-python -m benchmarks.vlm_harness
+python -m benchmarks.vlm_harness [--profile]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import cProfile
+import multiprocessing
+import pstats
+import statistics
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from genlab.store import RowStore
 from genlab.vlm.engines import OpenAIEndpoint
 
-LATENCY = 0.2
+LATENCY, REPEATS = 0.2, 5
 BODY = b'{"id":"1","object":"chat.completion","created":0,"model":"m","choices":[{"index":0,"finish_reason":"stop","message":{"role":"assistant","content":"real"}}]}'  # noqa: E501
 
 
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
             length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length"))
@@ -29,23 +35,56 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.close()
 
 
-async def measure(connections: int, requests: int) -> float:
-    """Requests per second; the server shares the process, so this is a lower bound."""
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+def serve(port: Connection) -> None:
+    """The server, in a process of its own until it is terminated."""
+
+    async def forever() -> None:
+        server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+        port.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(forever())
+
+
+async def measure(url: str, connections: int, requests: int) -> tuple[float, float]:
+    """Requests per second, and seconds of this process's CPU per request."""
     engine = OpenAIEndpoint("m", url, "GENLAB_NO_KEY", max_connections=connections)
     with tempfile.TemporaryDirectory() as folder:
-        engine.open(RowStore(Path(folder) / "replies.sqlite"))
-        await engine.ask([{"role": "user", "content": "first"}])  # imports and connects
-        start = time.perf_counter()
+        engine.open(RowStore(Path(folder) / "replies.sqlite"), Path(folder) / "calls.jsonl")
+        await asyncio.gather(*(engine.ask([{"role": "user", "content": f"first {i}"}]) for i in range(connections)))  # imports, connects
+        start, busy = time.perf_counter(), time.process_time()
         await asyncio.gather(*(engine.ask([{"role": "user", "content": str(i)}]) for i in range(requests)))
-        rate = requests / (time.perf_counter() - start)
+        rate, cpu = requests / (time.perf_counter() - start), (time.process_time() - busy) / requests
         await engine.close()
-    server.close()
-    return rate
+    return rate, cpu
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m benchmarks.vlm_harness")
+    parser.add_argument("--profile", action="store_true", help="where the client's time goes")
+    profile = parser.parse_args().profile
+    ours, theirs = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
+    server.start()
+    url = f"http://127.0.0.1:{ours.recv()}/v1"
+    try:
+        if profile:
+            profiler = cProfile.Profile()
+            profiler.runcall(lambda: asyncio.run(measure(url, 16, 400)))
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(25)
+            return
+        for connections, requests, repeats in ((16, 400, REPEATS), (1, 20, 1)):
+            most = connections / LATENCY
+            found = [asyncio.run(measure(url, connections, requests)) for _ in range(repeats)]
+            rates = sorted(rate for rate, _ in found)
+            cpu = statistics.median(cpu for _, cpu in found)
+            print(
+                f"{connections:2d} at once: median {statistics.median(rates):5.1f} requests/s ({rates[0]:.1f} to {rates[-1]:.1f}), "
+                f"{statistics.median(rates) / most:.0%} of {most:.0f}; {1000 * cpu:.1f} ms of CPU a request"
+            )
+    finally:
+        server.terminate()
 
 
 if __name__ == "__main__":
-    for connections, requests in ((16, 400), (1, 20)):
-        rate = asyncio.run(measure(connections, requests))
-        print(f"{connections:2d} at once: {rate:6.1f} requests/s, {rate / (connections / LATENCY):.0%} of {connections / LATENCY:.0f}")
+    main()

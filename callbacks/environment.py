@@ -130,18 +130,23 @@ class RunRecord(Callback):
         title = f"{self.experiment}: {stage}" + (" (tiny world)" if results["protocol"].get("tiny_world") else "")
         for name, table in tables.items():
             print("\n" + console_table(table, f"{title}, {name}"))
-        if stage == "predict":
+        said = getattr(pl_module, "predict_text", lambda _: None)(rows) if stage == "predict" else None
+        beside = sys.stdout if said is None else sys.stderr
+        if said is not None:
+            print(said)
+        elif stage == "predict":
             print(console_table([{k: row[k] for k in row if k != "label"} for row in rows[:50]], title))
         if stage != "fit":
             for name, content in getattr(pl_module, "run_files", lambda _: {})(rows).items():
                 write_bytes(self.folder.path / name, content)
         unread = results["counts"].get("n_expected", 0) - results["counts"].get("n_scored", 0)
         if unread:
-            print(f"{unread} of {results['counts']['n_expected']} samples could not be read; they are in predictions.csv without a score.")
-        write_report(
-            self.folder, title, results, tables, rows, getattr(pl_module, "add_to_report", None), getattr(pl_module, "shown", None)
-        )
-        print(f"{self.folder.path}/report.html")
+            why = "could not be read" if all(row["status"] in ("ok", "unreadable") for row in rows) else "have no score"
+            where = "they are in predictions.csv without a score."
+            print(f"{unread} of {results['counts']['n_expected']} samples {why}; {where}", file=beside)
+        own, shown = getattr(pl_module, "add_to_report", None), getattr(pl_module, "shown", None)
+        write_report(self.folder, title, results, tables, rows, own, shown)
+        print(f"{self.folder.path}/report.html", file=beside)
 
 
 def peak_memory_bytes() -> int:

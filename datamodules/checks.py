@@ -28,6 +28,7 @@ from genlab.training.randomness import keyed_rng
 VERSION = 1  # of what is remembered; a higher one makes every file be read again
 NAMED = 5  # examples in a message
 TELLING = 0.75  # share of clips whose class one fact may tell before it is called a shortcut
+FEW = 4  # clips per class from which on one value for each class is no accident
 ENOUGH = 30  # clips per class below which such a share means nothing
 
 # What can be wrong: whether it is an error of the dataset, in words, and what to do.
@@ -280,10 +281,7 @@ def _compare_classes(report: CheckReport, looked: Looked, labels: Mapping[int, s
             row = {"split": split, "measure": measure, "label": labels[label], "clips": len(numbers)}
             rows.append(row | _summary(numbers))
         report.distributions += rows
-        if len(by_label) != 2 or min(map(len, by_label.values())) < ENOUGH:
-            continue
-        first, second = by_label.values()
-        if (share := told_apart(first, second)) >= TELLING:
+        if len(by_label) == 2 and (share := shortcut(*by_label.values())):
             typical = ", ".join(f"{row['label']} {row['typical']}" for row in rows)
             report.warnings.append(
                 f"{split}: the {measure} alone tells the class of {share:.0%} of the clips ({typical}). A detector may learn it instead of "
@@ -297,6 +295,18 @@ def _summary(values: Sequence[Any]) -> dict[str, Any]:
         return {"typical": word, "low": f"{count / len(values):.0%}", "high": ""}
     low, typical, high = (round(float(q), 2) for q in np.percentile(values, [5, 50, 95]))
     return {"typical": f"{typical:g}", "low": f"{low:g}", "high": f"{high:g}"}
+
+
+def shortcut(first: Sequence[Any], second: Sequence[Any]) -> float:
+    """Share of items whose class one value tells, where that is worth a warning; else 0.
+
+    Of few items per class only this is: all of one class share a value, all of the other another one.
+    """
+    if min(len(first), len(second)) >= ENOUGH:
+        share = told_apart(first, second)
+        return share if share >= TELLING else 0.0
+    apart = len(set(first)) == len(set(second)) == 1 and first[0] != second[0]
+    return 1.0 if apart and min(len(first), len(second)) >= FEW else 0.0
 
 
 def told_apart(first: Sequence[Any], second: Sequence[Any], bins: int = 8) -> float:

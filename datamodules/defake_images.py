@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,24 +15,33 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.checks import CheckReport, Facts, Item, check_all, check_sample, checks_folder
+from datamodules.checks import CheckReport, Item, check_all, check_sample, checks_folder
+from datamodules.defake_checks import before_asking, read_facts
 from datamodules.defake_index import DefakeItem, items, preview
 from datamodules.images import open_picture
 from datamodules.sampling import Draw, EvalSampler, leave_interrupts_to_parent
+from datamodules.sending import Reencode, sent_bytes
 from datamodules.sniffing import pictures_below
 from datamodules.tinyworld import tiny_root
 from genlab.errors import MissingPath, UserError
-from genlab.files import fingerprint
+from genlab.files import file_size, fingerprint
+
+log = logging.getLogger(__name__)
 
 DATASET = "defake"
 LABELS = {0: "real", 1: "fake"}
 
 
 class PictureFiles(Dataset[dict[str, Any]]):
-    """Files with their bytes; those that cannot be decoded have none."""
+    """Files with their bytes and the boxes of known flaws in pixels; those that cannot be decoded have no bytes.
 
-    def __init__(self, chosen: list[Item]) -> None:
-        self.chosen = chosen
+    Args:
+        chosen: The pictures.
+        prepare: File -> what is sent.
+    """
+
+    def __init__(self, chosen: list[Item], prepare: Callable[[bytes], bytes]) -> None:
+        self.chosen, self.prepare = chosen, prepare
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -35,16 +49,21 @@ class PictureFiles(Dataset[dict[str, Any]]):
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         item = self.chosen[draw.index]
         try:
-            open_picture(item.path)
-            image: bytes | None = item.path.read_bytes()
-        except OSError:
+            original = open_picture(item.path).size
+            image: bytes | None = self.prepare(item.path.read_bytes())
+        except (OSError, ValueError):  # what Pillow says of some broken files
             image = None
-        return {"id": item.id, "label": item.label, "group": item.group, "file": image}
+        regions: list[list[float]] = []
+        if image is not None and isinstance(item, DefakeItem):
+            with Image.open(io.BytesIO(image)) as sent:
+                share = sent.width / original[0]
+            regions = [[value * share for value in region.pixels(*original)] for region in item.regions]
+        return {"id": item.id, "label": item.label, "group": item.group, "file": image, "regions": regions}
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples -> lists by name."""
-    return {name: [each[name] for each in samples] for name in ("id", "label", "group", "file")}
+    return {name: [each[name] for each in samples] for name in ("id", "label", "group", "file", "regions")}
 
 
 class DefakeImages(L.LightningDataModule):
@@ -55,17 +74,32 @@ class DefakeImages(L.LightningDataModule):
         split: Only this one, where the layout has splits; None: all.
         batch_size: Pictures asked about together.
         num_workers: Loading processes per device.
+        strip_metadata: Leave out EXIF, comments and texts of what is sent; the encoded picture stays as it is.
+        reencode: Encode all pictures anew as ``png`` or ``jpeg`` (quality 95), so that their format tells nothing.
+        max_side: Reduce larger pictures to it before they are sent.
         predict_paths: Pictures, and folders of pictures, for ``predict``; the command line's positional arguments.
     """
 
     def __init__(
-        self, root: str, split: str | None = None, batch_size: int = 16, num_workers: int = 0, predict_paths: list[str] | None = None
+        self,
+        root: str,
+        split: str | None = None,
+        batch_size: int = 16,
+        num_workers: int = 0,
+        strip_metadata: bool = True,
+        reencode: Reencode = "none",
+        max_side: int | None = None,
+        predict_paths: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
         if batch_size < 1:
             raise UserError(f"data.batch_size: {batch_size} is too small; use 1 or more.")
+        if max_side is not None and max_side < 8:
+            raise UserError(f"data.max_side: {max_side} is too small; use 8 or more.")
+        self.prepare = partial(sent_bytes, reencode=reencode, max_side=max_side, strip_metadata=strip_metadata)
         self.chosen: list[Item] = []
+        self.warnings: list[str] = []
 
     @property
     def data_name(self) -> str:
@@ -85,7 +119,8 @@ class DefakeImages(L.LightningDataModule):
     @property
     def protocol(self) -> dict[str, Any]:
         """What must agree for two results to be comparable."""
-        return {"split": self.hparams["split"], "tiny_world": self.hparams["root"].startswith("tiny:")}
+        sent = {name: self.hparams[name] for name in ("strip_metadata", "reencode", "max_side")}
+        return {"split": self.hparams["split"], **sent, "tiny_world": self.hparams["root"].startswith("tiny:")}
 
     def prepare_data(self) -> None:
         """Writes the tiny dataset, if that is what the root names (rank zero)."""
@@ -105,6 +140,14 @@ class DefakeImages(L.LightningDataModule):
             raise UserError(
                 "predict: no picture was named." if stage == "predict" else f"data: no picture of split {self.hparams['split']}."
             )
+        self.warnings = [] if stage == "predict" else before_asking(self.chosen, LABELS)
+        for warning in self.warnings:
+            log.warning("data: %s", warning)
+
+    def contents(self, sizes: set[int]) -> dict[str, str]:
+        """SHA-256 of the pictures' files that have one of these sizes in bytes -> id."""
+        some = [item for item in self.chosen if file_size(item.path) in sizes]
+        return {hashlib.sha256(item.path.read_bytes()).hexdigest(): item.id for item in some}
 
     def items(self) -> list[Item]:
         """Every picture, readable or not."""
@@ -124,7 +167,7 @@ class DefakeImages(L.LightningDataModule):
         ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
         # By name: Lightning makes the loader of a prediction anew from its arguments.
         return DataLoader(
-            PictureFiles(self.chosen),
+            PictureFiles(self.chosen, self.prepare),
             batch_size=self.hparams["batch_size"],
             sampler=EvalSampler(len(self.chosen), *ranks),
             num_workers=self.hparams["num_workers"],
@@ -135,12 +178,6 @@ class DefakeImages(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.test_dataloader()
-
-
-def read_facts(item: Item, whole: bool) -> Facts:
-    """Size and file format of a picture."""
-    picture = open_picture(item.path)
-    return Facts(measures={"size": f"{picture.width}x{picture.height}"})
 
 
 def _users(path: Path) -> list[Item]:

@@ -52,7 +52,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], first: Sequence[str
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))  # names of files need not be Unicode
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

@@ -148,7 +148,9 @@ PAGE = """<!doctype html>
 {% endfor %}
 </main>
 <footer>Written by GenLab {{ version }}. This page is one file and loads nothing from anywhere.</footer>
+{% for script in scripts %}
 <script>{{ script }}</script>
+{% endfor %}
 </body>
 </html>
 """
@@ -212,6 +214,7 @@ class Report:
         self.title, self.subtitle = title, subtitle
         self._headings: list[str] = []
         self._blocks: list[Markup] = []
+        self._styles, self._scripts = [STYLE], [SCRIPT]
 
     def heading(self, text: str) -> Self:
         """Starts a section; pages with more than two get links to them on top."""
@@ -288,24 +291,36 @@ class Report:
         """Long plain text (a configuration, a log), folded until it is asked for; printed unfolded."""
         return self._add(DETAILS, title=title, text=text)
 
-    def write(self, path: Path | str) -> Path:
-        """Writes the page atomically and returns its path."""
+    def block(self, template: str, style: str = "", script: str = "", **values: Any) -> Self:
+        """A part of its own kind: a jinja2 template, whose values are escaped, with the style and script that it needs."""
+        if style and style not in self._styles:
+            self._styles.append(style)
+        if script and script not in self._scripts:
+            self._scripts.append(script)
+        return self._add(template, **values)
+
+    def page(self) -> bytes:
+        """The page as a file's content."""
         from markupsafe import Markup
 
-        ours = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-        policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{ours}'"
+        ours = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in self._scripts)
+        policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {ours}"
         page = _render(
             PAGE,
             title=self.title,
             subtitle=self.subtitle,
             headings=self._headings,
             blocks=self._blocks,
-            style=Markup(STYLE),
-            script=Markup(SCRIPT),
+            style=Markup("".join(self._styles)),
+            scripts=[Markup(each) for each in self._scripts],
             policy=policy,
             version=genlab.__version__,
         )
-        return write_bytes(path, page.encode("utf-8", "replace"))  # names of files may hold what is no Unicode
+        return page.encode("utf-8", "replace")  # names of files may hold what is no Unicode
+
+    def write(self, path: Path | str) -> Path:
+        """Writes the page atomically and returns its path."""
+        return write_bytes(path, self.page())
 
     def _add(self, template: str, **values: Any) -> Self:
         self._blocks.append(_render(template, **values))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 DATAMODULES = {
     "genvideo": "datamodules.genvideo:GenVideo",
+    "defake": "datamodules.defake_images:DefakeImages",
     "inpainting": "datamodules.inpainting:Inpainting",
     "hyspefas": "datamodules.hyspefas:HySpeFAS",
 }

@@ -5,15 +5,14 @@ Each conversation is one call. Its reply is kept under a variable, which later o
 
 from __future__ import annotations
 
-import base64
+import functools
 import hashlib
 import importlib
 import io
 import json
 import logging
-import re
 import string
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +20,16 @@ from typing import Any, Literal
 from PIL import Image
 
 from genlab.errors import MissingPath, UserError
-from genlab.vlm.regions import roi_energy
+from genlab.vlm.data_urls import DATA_URL, data_url, from_data_url
+from genlab.vlm.decorators import BUILT_IN, Decorator, Examples, shots
 
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
-Decorator = Callable[[dict[str, Any]], None]
 PROMPTS = Path(__file__).with_name("prompts")
 SIX = ("defect_query", "regional_analysis", "common_sense_reasoning", "few_shot_combined", "structural_analysis", "stereotype_matching")
 PRESET = ("image_url", "_image_path", "label")
-DATA_URL = re.compile(r"data:[^;,]*;base64,", re.I)
+Roi = Literal["energy", "dinov2", "adaptive", "pyramid"]
 LABELS = {1: "real", 0: "fake"}  # official convention
 
 
@@ -60,16 +59,20 @@ class Prompt:
     decorators: dict[str, Decorator] = field(default_factory=dict)
     allow_label: bool = False
 
-    def ask(self, image: bytes, path: str = "", label: Any = None) -> Generator[list[Message], str, str]:
+    def ask(
+        self, image: bytes, path: str = "", label: Any = None, variables: dict[str, Any] | None = None
+    ) -> Generator[list[Message], str, str]:
         """Yields the messages of each call, is sent the reply, and returns the answer.
 
         Args:
             image: A picture file's bytes; they are sent as they are.
             path: For decorators; never sent unless a text names it.
             label: 1 = real, 0 = fake, as the prompt format has it; needed only by decorators and with ``allow_label``.
+            variables: Known from the start; what decorators and replies set is added.
         """
         known = not isinstance(label, str) and label in LABELS
-        variables: dict[str, Any] = {"image_url": data_url(image), "_image_path": path, "label": LABELS[label] if known else "unknown"}
+        variables = {} if variables is None else variables
+        variables |= {"image_url": data_url(image), "_image_path": path, "label": LABELS[label] if known else "unknown"}
         for conversation in self.conversations:
             for name in conversation.decorators:
                 self.decorators[name](variables)
@@ -77,17 +80,6 @@ class Prompt:
                 message for line in conversation.payload if (message := _message(line, variables))
             ]
         return str(variables["result"])
-
-
-def data_url(image: bytes) -> str:
-    """A file's bytes as a data URL with the MIME type that its content shows."""
-    with Image.open(io.BytesIO(image)) as picture:
-        kind = Image.MIME.get(picture.format or "", "application/octet-stream")
-    return f"data:{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def from_data_url(url: str) -> bytes:
-    return base64.b64decode(url.split(",", 1)[1])
 
 
 def _message(line: tuple[str, ...], variables: dict[str, Any]) -> Message | None:
@@ -109,7 +101,8 @@ def load_prompt(
     decorators: dict[str, Decorator] | None = None,
     decorator_modules: Iterable[str] = (),
     allow_label: bool = False,
-    roi: Literal["energy", "adaptive", "pyramid"] | None = None,
+    roi: Roi | None = None,
+    examples: Examples | None = None,
 ) -> Prompt:
     """Reads a prompt file and renders it once, dry, so that what is wrong shows before any call.
 
@@ -132,7 +125,7 @@ def load_prompt(
         record = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}).") from error
-    return parse_prompt(record, str(path), decorators, decorator_modules, allow_label, roi)
+    return parse_prompt(record, str(path), decorators, decorator_modules, allow_label, roi, examples)
 
 
 def parse_prompt(
@@ -141,7 +134,8 @@ def parse_prompt(
     decorators: dict[str, Decorator] | None = None,
     decorator_modules: Iterable[str] = (),
     allow_label: bool = False,
-    roi: str | None = None,
+    roi: Roi | None = None,
+    examples: Examples | None = None,
 ) -> Prompt:
     """As :func:`load_prompt`, from what the file holds."""
     if not isinstance(record, dict) or record.get("format_version") != "3":
@@ -171,7 +165,7 @@ def parse_prompt(
         log.warning("%s: messages of %s are not sent; roles are system, user, assistant.", where, ", ".join(sorted(roles)))
     if not allow_label and any(name == "label" for each in conversations for name in _names(each, where)):
         raise UserError(f"{where}: a text names {{label}}, which is the truth. Take it out, or set allow_label.")
-    known = {**BUILT_IN, **(decorators or {})}
+    known = {**BUILT_IN, **(shots(examples) if examples else {}), **(decorators or {})}
     functions = {each: _decorator(each, known, decorator_modules, where) for one in conversations for each in one.decorators}
     found = Prompt(name, conversations, functions, allow_label)
     _dry(found, where)
@@ -215,23 +209,10 @@ def _dry(prompt: Prompt, where: str) -> None:
             asked.send("-")
     except StopIteration:
         return
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except KeyError as error:
         raise UserError(f"{where}: {error} is named before anything sets it. Known at the start: {', '.join(PRESET)}.") from error
-
-
-# ---- decorators
-
-
-def energy(variables: dict[str, Any]) -> None:
-    """Sets ``roi_url``: the square of half the shorter side with the strongest edges, as PNG."""
-    with Image.open(io.BytesIO(from_data_url(variables["image_url"]))) as picture:
-        image = picture.convert("RGB")
-    buffer = io.BytesIO()
-    image.crop(roi_energy(image)[0]).save(buffer, "PNG")
-    variables["roi_url"] = data_url(buffer.getvalue())
-
-
-BUILT_IN: dict[str, Decorator] = {"roi.energy": energy}
 
 
 # ---- keys
@@ -246,11 +227,17 @@ def call_text(messages: list[Message], model: str, params: dict[str, Any], sampl
         if isinstance(value, list):
             return [digested(each) for each in value]
         if isinstance(value, str) and DATA_URL.match(value):
-            return f"sha256:{hashlib.sha256(from_data_url(value)).hexdigest()}"
+            return _digest(value)
         return value
 
     record = {"v": 1, "model": model, "messages": digested(messages), "params": params, "sample": sample}
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(url: str) -> str:
+    """Of a picture's bytes; each is asked about several times in a row."""
+    return f"sha256:{hashlib.sha256(from_data_url(url)).hexdigest()}"
 
 
 def call_key(messages: list[Message], model: str, params: dict[str, Any], sample: int) -> str:

@@ -25,8 +25,12 @@ class Fused(NamedTuple):
     reason: str
 
 
+class Fusion:
+    """How verdicts become one: numbers, a question, or a fitted rule (:mod:`genlab.vlm.fusing`)."""
+
+
 @dataclass(frozen=True)
-class NumericFusion:
+class NumericFusion(Fusion):
     """How verdicts become one.
 
     Args:
@@ -94,7 +98,7 @@ class NumericFusion:
         if not participants:
             return Fused("unknown", None, "quorum")
         logit = sum(w * math.log(p / (1 - p)) for w, p in clipped) / (total if self.normalize else 1.0)
-        p_fake = _sigmoid(self.bias + logit / self.T)
+        p_fake = sigmoid(self.bias + logit / self.T)
         if participants < self.quorum:
             return Fused("unknown", None, "quorum")
         if abs(p_fake - self.tau) <= NEAR:
@@ -102,5 +106,6 @@ class NumericFusion:
         return Fused("fake" if p_fake > self.tau else "real", p_fake, "ok")
 
 
-def _sigmoid(x: float) -> float:
+def sigmoid(x: float) -> float:
+    """Without overflow."""
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

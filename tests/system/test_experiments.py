@@ -18,13 +18,12 @@ from tests.vlm.fault_server import serving
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 WHOLE = [name for name in shipped_experiments() if "model:" in compose([name]).yaml and compose([name]).get("data.class_path")]
-PRESETS = [name for name in shipped_experiments() if name.startswith("presets/")]
+PRESETS = [name for name in shipped_experiments() if name.startswith("presets/") and "mllm_defake" not in name]
 UNTRAINED = ("zero_shot", "tip_adapter", "video_zero_shot")  # there is nothing to fit
 TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/")]
 TESTED = [name for name in WHOLE if "inpaint_consistency" in name]  # nothing to train
-ASKING = [
-    name for name in WHOLE if compose([name]).get("model.class_path") == "genlab.methods.mllm_defake.MllmDefake"
-]  # an endpoint answers
+ASKERS = [name for name in WHOLE if compose([name]).get("model.class_path") == "genlab.methods.mllm_defake.MllmDefake"]
+ASKING = [*([name] for name in ASKERS), ["mllm_defake", "presets/mllm_defake_official"]]  # an endpoint answers
 OWN = {  # options of some methods
     "genlab.methods.domaingallery.DomainGallery": ["--model.source_images=2", "--model.erasure_steps=1", "--model.sim_weight=0"],
     "genlab.methods.mllm_defake_sft.MllmDefakeSFT": ["--model.weights=Qwen/Qwen2.5-VL-3B-Instruct", "--model.max_new_tokens=4"],
@@ -135,7 +134,7 @@ def fit(configs: list[str], stand_ins: dict[str, list[str]], weights: Path, cwd:
     return run(verb, *files, "-c", "trainer/cpu", *data, *SMALL, *more, cwd=cwd, GENLAB_WEIGHTS=str(weights))
 
 
-@pytest.mark.parametrize("name", sorted(set(WHOLE) - set(TESTED) - set(ASKING)))
+@pytest.mark.parametrize("name", sorted(set(WHOLE) - set(TESTED) - {name for names in ASKING for name in names}))
 def test_experiments(name: str, stand_ins: dict[str, list[str]], weights: Path, tmp_path: Path) -> None:
     verb = "test" if Path(name).stem in UNTRAINED else "fit"
     fit([name], stand_ins, weights, tmp_path, verb=verb)
@@ -149,13 +148,14 @@ def test_experiments_that_only_measure(name: str, tmp_path: Path) -> None:
     assert list((tmp_path / "runs" / name.removesuffix(".yaml")).glob("seed*/test-inpainting/results.json"))
 
 
-@pytest.mark.parametrize("name", ASKING)
-def test_experiments_that_ask(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ASKING)
+def test_experiments_that_ask(names: list[str], tmp_path: Path) -> None:
     root = make("defake", tmp_path / "data", progress=False, train=1, test=1)
     with serving(["fake", "This is a real photograph."]) as server:
         more = [f"--model.engine.init_args.base_url={server.url}", "--data.batch_size=2"]
-        run("test", "-c", name, "-c", "trainer/cpu", "-c", "trainer/fast", f"--data.root={root}", "--data.split=null", *more, cwd=tmp_path)
-    assert server.bodies and list((tmp_path / "runs" / name.removesuffix(".yaml")).glob("seed*/test-defake/results.json"))
+        configs = [word for name in [*names, "trainer/cpu", "trainer/fast"] for word in ("-c", name)]
+        run("test", *configs, f"--data.root={root}", "--data.split=null", *more, cwd=tmp_path)
+    assert server.bodies and list((tmp_path / "runs" / names[0].removesuffix(".yaml")).glob("seed*/test-defake/results.json"))
 
 
 @pytest.mark.parametrize("name", PRESETS)

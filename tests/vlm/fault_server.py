@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,8 +20,11 @@ def answer(text: str | None, finish: str = "stop") -> dict[str, Any]:
     return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
+Script = list[Any] | Callable[[bytes, int], Any]
+
+
 class FaultServer(ThreadingHTTPServer):
-    """Serves ``script`` by ordinal, then "real" forever.
+    """Serves ``script`` by ordinal, then "real" forever; or what ``script(body, how often it came before)`` says.
 
     Entries: a text; an integer status; ``(429, seconds)``; a dict sent as it is; ``!reset``, ``!hang``, ``!broken``.
     """
@@ -29,7 +32,7 @@ class FaultServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, script: list[Any], latency: float = 0.0) -> None:
+    def __init__(self, script: Script, latency: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script, self.latency, self.lock = script, latency, threading.Lock()
         self.bodies: list[bytes] = []
@@ -51,17 +54,22 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client died while it was sending
+            self.close_connection = True
+            return
         server = self.server
         with server.lock:
-            number = len(server.bodies)
+            number, before = len(server.bodies), server.bodies.count(body) if callable(server.script) else 0
             server.bodies.append(body)
             server.keys.add(self.headers.get("Authorization", ""))
             server.running += 1
             server.most = max(server.most, server.running)
         try:
             time.sleep(server.latency)
-            self._play(server.script[number] if number < len(server.script) else "real")
+            script = server.script
+            self._play(script(body, before) if callable(script) else script[number] if number < len(script) else "real")
         finally:
             with server.lock:
                 server.running -= 1
@@ -97,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(script: list[Any], latency: float = 0.0) -> Iterator[FaultServer]:
+def serving(script: Script, latency: float = 0.0) -> Iterator[FaultServer]:
     """The server, running."""
     server = FaultServer(script, latency)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
