@@ -110,7 +110,8 @@ class DomainImages(SplitData):
         crop: After resizing, ``random`` as in the released code, or ``center``, which lets latents be kept.
         batch_size: Pictures of the domain per device, and as many of the source. Released scripts: 4.
         eval_batch_size: Pictures drawn at once.
-        prompts: Templates of pictures drawn in validation and prediction; left out, the target and the source prompt.
+        prompts: Templates of pictures drawn in validation and prediction; left out, ``{target}`` and
+            ``{source}``, the method's own prompts.
         pictures: Of each prompt in validation and prediction.
         test_pictures: Of the target prompt in ``test``. Paper: 1000.
         num_workers: Reading processes.
@@ -209,13 +210,13 @@ class DomainImages(SplitData):
             self.use_source(Path(self.hparams.source))
         log.info("%d pictures of the domain, category %r", len(self.target), self.category)
 
-    def use_source(self, folder: Path) -> None:
-        """From now on source pictures come from there.
+    def use_source(self, folder: Path, count: int | None = None) -> None:
+        """From now on source pictures come from there, the first ``count`` of them: a cache may hold more, of runs that wanted more.
 
         Raises:
             MissingPath: There are none.
         """
-        self.source = pictures_in(folder)
+        self.source = pictures_in(folder)[:count]
         if not self.source:
             raise MissingPath(f"data.source: {folder} has no pictures.")
 
@@ -235,14 +236,14 @@ class DomainImages(SplitData):
         return self._prompts(self.templates(), self.hparams.pictures)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(["a {V} {N}"], self.hparams.test_pictures)
+        return self._prompts(["{target}"], self.hparams.test_pictures)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self._prompts(self.templates(), self.hparams.pictures)
 
     def templates(self) -> list[str]:
         """Of the prompts that are drawn."""
-        return self.hparams.prompts or ["a {V} {N}", "a {N}"]
+        return self.hparams.prompts or ["{target}", "{source}"]
 
     def _prompts(self, prompts: Sequence[str], each: int) -> DataLoader[Any]:
         dataset = PromptDataset(prompts, each)

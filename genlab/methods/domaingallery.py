@@ -212,6 +212,14 @@ class DomainGallery(TextToImage):
         if guidance <= 1:
             raise UserError(f"model.guidance: {guidance} is no guidance; use more than 1. Paper: 7.5.")
 
+    @property
+    def target_template(self) -> str:
+        return self.hparams.target_prompt
+
+    @property
+    def source_template(self) -> str:
+        return self.hparams.source_prompt
+
     def attach(self) -> None:
         attach_lora(self.network, self.hparams.rank)
         if self.hparams.gradient_checkpointing:
@@ -244,7 +252,7 @@ class DomainGallery(TextToImage):
             )
         if data.wants_source:
             with lora_disabled(self.network):
-                data.use_source(self.prior_folder(self.prompt(h.source_prompt), h.source_images, data.hparams.batch_size))
+                data.use_source(self.prior_folder(self.prompt(h.source_prompt), h.source_images, data.hparams.batch_size), h.source_images)
 
     @property
     def stage(self) -> Stage:

@@ -41,8 +41,8 @@ class DomainSource(Protocol):
     fixed_crop: bool
     """Whether a picture is always cut the same."""
 
-    def use_source(self, folder: Path) -> None:
-        """From now on source pictures come from there."""
+    def use_source(self, folder: Path, count: int | None = None) -> None:
+        """From now on source pictures come from there, the first ``count`` of them."""
 
     def real_pictures(self) -> Tensor:
         """The few pictures (N, 3, S, S) uint8."""
@@ -126,9 +126,21 @@ class TextToImage(Method):
             )
         return data
 
+    @property
+    def target_template(self) -> str:
+        """Of the prompt that the pictures are tied to; ``{target}`` in the datamodule's prompts."""
+        return "a {V} {N}"
+
+    @property
+    def source_template(self) -> str:
+        """Of the plain prompt; ``{source}`` in the datamodule's prompts."""
+        return "a {N}"
+
     def prompt(self, template: str) -> str:
-        """``{V}`` and ``{N}`` of a template filled in."""
-        return render(template, V=self.hparams.identifier, N=str(self.data.category))
+        """``{V}`` and ``{N}`` of a template filled in, and ``{target}`` and ``{source}``, the method's own prompts."""
+        words = {"V": str(self.hparams.identifier), "N": str(self.data.category)}
+        own = {"target": render(self.target_template, **words), "source": render(self.source_template, **words)}
+        return render(template, **words, **own)
 
     def rendered(self, batch: PromptBatch) -> PromptBatch:
         """A batch of templates -> of prompts."""
@@ -153,7 +165,9 @@ class TextToImage(Method):
         found = dict(self._kept_latents)
         if new:
             with torch.autocast(self.device.type, enabled=False):
-                mean, std = encode_image(self.parts.vae, images[new])
+                # Kept ones one by one: in another company, as a resumed run has it, the last bits differ.
+                parts = [encode_image(self.parts.vae, some) for some in images[new].split(1 if keep else len(new))]
+            mean, std = (torch.cat(each) for each in zip(*parts))
             found |= {ids[i]: each for i, each in zip(new, zip(mean, std))}
             if keep:
                 self._kept_latents = found

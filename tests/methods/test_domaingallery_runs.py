@@ -27,6 +27,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_whole_way(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))  # cold for the first run, warm for the others
     common = [
         "-c", "tiny/domaingallery", f"--data.root={pictures}", "--data.domain=null", "--data.batch_size=3", "--data.pictures=1",
         "--data.test_pictures=3", "--model.source_images=3", "--model.sampling_steps=2", "--model.erasure_steps=2",

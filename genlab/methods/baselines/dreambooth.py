@@ -59,6 +59,14 @@ class DreamBooth(TextToImage):
         if class_images < 1 or prior_weight < 0:
             raise UserError(f"model: {class_images=} {prior_weight=}; one picture or more, and a weight from 0.")
 
+    @property
+    def target_template(self) -> str:
+        return self.hparams.instance_prompt
+
+    @property
+    def source_template(self) -> str:
+        return self.hparams.class_prompt
+
     def attach(self) -> None:
         if self.hparams.rank is None:
             self.network.requires_grad_(True)
@@ -72,7 +80,7 @@ class DreamBooth(TextToImage):
         super().on_fit_start()
         data = self.data
         if data.wants_source:
-            data.use_source(self._class_folder(data.hparams.batch_size))
+            data.use_source(self._class_folder(data.hparams.batch_size), self.hparams.class_images)
 
     def _class_folder(self, batch_size: int) -> Path:
         h = self.hparams
