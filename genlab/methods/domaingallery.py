@@ -13,6 +13,7 @@ Notation: e(x, c) prediction of the UNet with LoRA for noised latents x under te
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
@@ -20,8 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genlab.batches import DomainBatch, Evaluated, PromptBatch
+from genlab.batches import DomainBatch, PromptBatch
 from genlab.diffusion.denoising import Denoising, denoised
+from genlab.diffusion.estimates import StageCost
 from genlab.diffusion.export import model_card, save_diffusers, save_kohya
 from genlab.diffusion.features import unet_encoder_features
 from genlab.diffusion.guidance import Enhancement
@@ -31,8 +33,10 @@ from genlab.diffusion.schedule import add_noise, offset_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_bytes
 from genlab.losses.similarity_consistency import Direction, Reduction, similarity_consistency
+from genlab.training.generation_quality import Measures
+from genlab.training.optimizers import adamw, require_eight_bit
 from genlab.training.randomness import keyed_torch_generator
-from genlab.training.text_to_image import TextToImage
+from genlab.training.text_to_image import TextToImage, part_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Stage = Literal["erasure", "finetuning"]
+Noised = Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]
+"""Pictures and their ids -> noised latents, and what is to be predicted of them."""
 LEAST = 3  # samples whose similarities can differ: of two the only one has probability 1
 
 
@@ -163,11 +169,19 @@ class DomainGallery(TextToImage):
         lr_erasure: Of AdamW in the first stage.
         lr: In the second one; the optimizer starts afresh there.
         weight_decay: Of AdamW.
+        eight_bit_adam: Keep AdamW's state in eight bits, as the released scripts do; takes bitsandbytes.
         gradient_checkpointing: Compute activations again in the backward pass; saves memory.
         sampling_steps: DDIM steps of drawn pictures. Paper: 50.
         guidance: Of classifier-free guidance. Paper: 7.5.
-        enhancement: In ``predict``: ``v-uncond`` (paper, for other categories), ``vn-n`` or ``off``.
+        enhancement: In ``predict``, of prompts of V with other categories: ``v-uncond`` (paper), ``vn-n``, ``off``, or ``all`` of them, one
+            below the other.
         enhancement_strength: lambda_2. Paper: 1.
+        enhance_own_category: Also where a prompt is of the domain's own category; the paper does not.
+        subject_identifier: S, a rare word for the subject in ``data.subject`` (personalisation; which word is unknown).
+        subject_prompt: Of the subject; ``{S}``, and ``{M}``, its category.
+        subject_class_prompt: Of pictures of that category that the plain model draws, as many as ``source_images``.
+        subject_weight: Of the subject's losses. Paper: 1.
+        measures: Networks that ``test`` measures by, beside EfficientNet-Lite0.
         seed: Of noise, timesteps and drawn pictures.
     """
 
@@ -197,11 +211,18 @@ class DomainGallery(TextToImage):
         lr_erasure: float = 1e-4,
         lr: float = 5e-5,
         weight_decay: float = 1e-2,
+        eight_bit_adam: bool = False,
         gradient_checkpointing: bool = False,
         sampling_steps: int = 50,
         guidance: float = 7.5,
-        enhancement: Enhancement = "v-uncond",
+        enhancement: Literal["off", "v-uncond", "vn-n", "all"] = "v-uncond",
         enhancement_strength: float = 1.0,
+        enhance_own_category: bool = False,
+        subject_identifier: str = "zwx",
+        subject_prompt: str = "a {S} {M}",
+        subject_class_prompt: str = "a {M}",
+        subject_weight: float = 1.0,
+        measures: Measures | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -211,6 +232,7 @@ class DomainGallery(TextToImage):
                 raise UserError(f"model.{name}: {value} is too small; use 1 or more.")
         if guidance <= 1:
             raise UserError(f"model.guidance: {guidance} is no guidance; use more than 1. Paper: 7.5.")
+        require_eight_bit(eight_bit_adam)
 
     @property
     def target_template(self) -> str:
@@ -242,6 +264,15 @@ class DomainGallery(TextToImage):
 
     # Training
 
+    def words_of_prompts(self) -> dict[str, str]:
+        subject = {"S": self.hparams.subject_identifier, "M": str(self.data.hparams.subject_category)} if self.has_subject else {}
+        return super().words_of_prompts() | subject
+
+    @property
+    def has_subject(self) -> bool:
+        """Whether a subject is learned beside the domain."""
+        return self.data.hparams.get("subject") is not None
+
     def on_fit_start(self) -> None:
         super().on_fit_start()
         h, data = self.hparams, self.data
@@ -250,9 +281,30 @@ class DomainGallery(TextToImage):
                 f"data.batch_size: {data.hparams.batch_size}; the similarity loss compares pictures of a batch and needs {LEAST} or more. "
                 "Paper: 4. Without it: --model.sim_weight 0."
             )
+        if len(data.target) < LEAST:
+            raise UserError(f"data.root: {len(data.target)} pictures; a domain is what several share. Give {LEAST} or more, about ten.")
+        self.say_estimate(self.stages())
         if data.wants_source:
-            with lora_disabled(self.network):
-                data.use_source(self.prior_folder(self.prompt(h.source_prompt), h.source_images, data.hparams.batch_size), h.source_images)
+            data.use_source(self._prior(h.source_prompt), h.source_images)
+        if self.has_subject:
+            data.use_subject_source(self._prior(h.subject_class_prompt), h.source_images)
+
+    def _prior(self, template: str) -> Path:
+        """Folder of pictures that the plain model draws."""
+        with lora_disabled(self.network):
+            return self.prior_folder(self.prompt(template), self.hparams.source_images, self.data.hparams.batch_size)
+
+    def stages(self) -> list[StageCost]:
+        """For the estimate; the encoder is about .45 of a pass (by the share of its operations in Stable Diffusion 1)."""
+        h, batch = self.hparams, self.data.hparams.batch_size
+        chain = (h.sim_steps * (1 if h.sim_guidance == 1 else 2) + 0.45) if h.sim_weight else 0
+        steps = self.training_steps()
+        erasure, subject = min(h.erasure_steps, steps), 2 if self.has_subject else 0
+        return [
+            self.prior_stage(h.source_images * (self.data.wants_source + self.has_subject)),
+            StageCost("erasure", erasure, 2 * batch, batch),
+            StageCost("finetuning", steps - erasure, (2 + subject + chain) * batch, (bool(h.disen_weight) + chain) * batch),
+        ]
 
     @property
     def stage(self) -> Stage:
@@ -280,9 +332,21 @@ class DomainGallery(TextToImage):
             target, wanted_target = noised(batch["target"], batch["target_id"])
             similarity = Similarity(h.sim_steps, h.sim_guidance, h.sim_reduction, h.sim_direction) if h.sim_weight else None
             losses = finetuning_losses(model, (target, wanted_target), (source, wanted), timestep, texts, h.disen_weight > 0, similarity)
-        weights = {"erase": h.erase_weight, "disen": h.disen_weight, "prior": h.prior_weight, "sim": h.sim_weight, "target": 1.0}
+            if "subject" in batch:
+                losses |= self.subject_losses(model, noised, batch, timestep)
+        weights = {"subject": h.subject_weight, "subject_prior": h.subject_weight * h.prior_weight}
+        weights |= {"erase": h.erase_weight, "disen": h.disen_weight, "prior": h.prior_weight, "sim": h.sim_weight, "target": 1.0}
         total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return self.log_losses({"loss": total, **losses}, batch_size=len(source))
+
+    def subject_losses(self, model: Denoising, noised: Noised, batch: DomainBatch, timestep: int) -> dict[str, Tensor]:
+        """Plain noise losses of the subject and of its category (personalisation, Sec. 3.6)."""
+        h = self.hparams
+        (mine, wanted), (prior, wanted_prior) = (
+            noised(batch["subject"], batch["subject_id"]), noised(batch["subject_source"], batch["subject_source_id"]),
+        )  # fmt: skip
+        own, other = self.states([self.prompt(h.subject_prompt), self.prompt(h.subject_class_prompt)])
+        return {"subject": mse(model(mine, timestep, own), wanted), "subject_prior": mse(model(prior, timestep, other), wanted_prior)}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.global_step == self.hparams.erasure_steps and self.hparams.erasure_steps:
@@ -309,14 +373,25 @@ class DomainGallery(TextToImage):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         h = self.hparams
-        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
+        optimizer = adamw(self.parameters(), h.lr, h.weight_decay, h.eight_bit_adam)
         rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: h.lr_erasure / h.lr if step < h.erasure_steps else 1.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     # Pictures
 
-    def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        h, rendered = self.hparams, self.rendered(batch)
-        base = h.identifier if h.enhancement == "v-uncond" else self.prompt(h.source_prompt)
-        pictures = self.draw(rendered["prompt"], rendered["number"].tolist(), h.enhancement, base, h.enhancement_strength)
-        return self.evaluated(rendered, pictures)
+    def ways_to_draw(self, batch: PromptBatch) -> Iterator[tuple[str, PromptBatch, Tensor]]:
+        """Prompts of V with another category are enhanced (Eq. 6); the domain's own category and plain prompts are not."""
+        h = self.hparams
+        chosen = [i for i, prompt in enumerate(batch["prompt"]) if self._is_enhanced(prompt)]
+        others = [i for i in range(len(batch["prompt"])) if i not in chosen]
+        modes: list[Enhancement] = ["off", "v-uncond", "vn-n"] if h.enhancement == "all" else [h.enhancement]
+        for mode, places in [("off", others), *((mode, chosen) for mode in modes)]:
+            if places:
+                part = part_of(batch, places)
+                bases = [h.identifier if mode == "v-uncond" else self.plain_prompt(prompt) for prompt in part["prompt"]]
+                pictures = self.draw(part["prompt"], part["number"].tolist(), mode, bases, h.enhancement_strength)
+                yield mode if places is chosen else "", part, pictures
+
+    def _is_enhanced(self, prompt: str) -> bool:
+        own = f" {self.data.category} " in f" {prompt} "
+        return self.plain_prompt(prompt) != " ".join(prompt.split()) and (not own or self.hparams.enhance_own_category)
