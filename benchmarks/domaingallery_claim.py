@@ -61,13 +61,14 @@ ROWS = {
 }
 
 
-def train(out: Path, way: str, seed: int) -> Path:
+def train(out: Path, way: str, seed: int, steps: int) -> Path:
     """Folder of the run, trained unless it was."""
     config, options = WAYS[way]
     name = f"{list(WAYS).index(way)}-seed{seed}"
     folder = out / "runs" / config / name
     if not (folder / "results.json").exists():
         common = ["-c", config, f"--seed_everything={seed}", f"--run.root={out / 'runs'}", f"--run.name={name}", *options]
+        common += [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps // 2}"]
         genlab("fit", *common, "--trainer.enable_progress_bar=false", "--ckpt_path", "last", log=out / f"{name}.log")
     return folder
 
@@ -232,6 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/domaingallery_claim"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=220, help="of both; other numbers want another OUT")
     given = parser.parse_args()
     out: Path = given.out.resolve()
     (out / "grids").mkdir(parents=True, exist_ok=True)
@@ -239,7 +241,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for seed in given.seeds:
         for number, way in enumerate(WAYS):
-            folder = train(out, way, seed)
+            folder = train(out, way, seed, given.steps)
             grid = out / "grids" / f"{number}-seed{seed}.png"
             figures = kept(folder / "claim.json", lambda folder=folder, grid=grid: yardsticks.measure(loaded(folder), grid))  # type: ignore[misc]
             found[way].append(figures)

@@ -225,7 +225,7 @@ class DomainGallery(TextToImage):
         measures: Measures | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(measures)
         self.save_hyperparameters(logger=False)
         for name, value in {"rank": rank, "source_images": source_images, "sim_steps": sim_steps, "sampling_steps": sampling_steps}.items():
             if value < 1:

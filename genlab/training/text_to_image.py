@@ -67,8 +67,9 @@ class TextToImage(Method):
     templates with ``{V}``, the identifier, and ``{N}``, the category.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, measures: Measures | None = None) -> None:
         super().__init__()
+        self.measures = measures or Measures()
         self.components: Components | None = None
         self._kept_latents: dict[str, tuple[Tensor, Tensor]] = {}
         self._prompts: PromptCache | None = None
@@ -316,9 +317,8 @@ class TextToImage(Method):
     def on_test_start(self) -> None:
         """Gets ready to measure drawn pictures against the datamodule's few real ones."""
         reference = self.data.reference_pictures()
-        measures = self.hparams.get("measures") or Measures()
         self.quality = Quality(
-            measures, self.data.real_pictures().float() / 255, None if reference is None else reference.float() / 255
+            self.measures, self.data.real_pictures().float() / 255, None if reference is None else reference.float() / 255
         ).to(self.device)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:

@@ -48,7 +48,7 @@ def test_the_whole_way(pictures: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert main(["test", *common, "--run.name=whole", "--ckpt_path=last"]) == 0
     assert "lite0_kid_x1000" in capsys.readouterr().out
     assert main(["predict", *common, "--run.name=whole", "--ckpt_path=last", '--data.prompts=["a {V} heart"]']) == 0
-    (row,) = read_csv(next(whole.glob("predict*/predictions.csv")))
+    (row,) = read_csv(next(whole.glob("predict-*/predictions.csv")))
     assert row["prompt"] == "a picture heart"
     assert main(["fit", *common, "--run.name=two", "--data.batch_size=2"]) == 2
     assert "needs 3 or more" in capsys.readouterr().err

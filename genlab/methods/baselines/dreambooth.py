@@ -63,7 +63,7 @@ class DreamBooth(TextToImage):
         measures: Measures | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(measures)
         self.save_hyperparameters(logger=False)
         if class_images < 1 or prior_weight < 0:
             raise UserError(f"model: {class_images=} {prior_weight=}; one picture or more, and a weight from 0.")

@@ -66,7 +66,7 @@ class TextualInversion(TextToImage):
         measures: Measures | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(measures)
         self.save_hyperparameters(logger=False)
         if vectors < 1 or not templates or any("{V}" not in each for each in templates):
             raise UserError(
