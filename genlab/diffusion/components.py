@@ -60,28 +60,37 @@ def load_components(name: str) -> Components:
         )
     if source.is_dir() and (absent := [part for part in PARTS if not (source / part).is_dir()]):
         raise MissingPath(f"model.backbone: {source} is no whole Stable Diffusion: {', '.join(f'{part}/' for part in absent)} missing.")
-    scheduler, unet, vae = load_scheduler(name), load_unet(name), load_vae(name)
-    refuse_other_conditions(source, unet, vae)
-    return Components(*load_text(name), vae, unet, scheduler)
+    scheduler = load_scheduler(name)
+    refuse_other_conditions(name)
+    return Components(*load_text(name), load_vae(name), load_unet(name), scheduler)
 
 
-def refuse_other_conditions(source: Path, unet: UNet2DConditionModel, vae: AutoencoderKL) -> None:
-    """A UNet that wants more than latents, a timestep and one text: of SDXL, for inpainting, for classes.
+def refuse_other_conditions(name: str) -> None:
+    """A UNet that wants more than latents, a timestep and one text: of SDXL, for inpainting, for classes. Its configuration says so.
 
     Raises:
         UserError: It does.
     """
-    config = cast(Any, unet).config
-    if config.addition_embed_type is not None or (source / "text_encoder_2").is_dir():
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    source = resolve(name)
+    try:
+        unet, vae = (
+            dict(kind.load_config(source, subfolder=part, local_files_only=True))
+            for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        )
+    except OSError:
+        return  # loading says what is missing
+    if unet.get("addition_embed_type") is not None or (Path(source) / "text_encoder_2").is_dir():
         raise UserError(
-            f"model.backbone: {source} is an SDXL, whose UNet also takes a pooled text and sizes of the picture, and whose text comes from "
+            f"model.backbone: {name} is an SDXL, whose UNet also takes a pooled text and sizes of the picture, and whose text comes from "
             "two towers; that is not supported. Use a Stable Diffusion 1 or 2."
         )
-    channels = int(cast(Any, vae).config.latent_channels)
-    if config.in_channels != channels or config.class_embed_type is not None:
+    wanted, channels = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if wanted != channels or unet.get("class_embed_type") is not None:
         raise UserError(
-            f"model.backbone: {source}: the UNet takes {config.in_channels} channels, latents have {channels}. It wants more than latents "
-            "and text, as those for inpainting do; use a plain Stable Diffusion 1 or 2."
+            f"model.backbone: the UNet of {name} takes {wanted} channels, its latents have {channels}. It wants more than latents and "
+            "text, as those for inpainting do; use a plain Stable Diffusion 1 or 2."
         )
 
 

@@ -281,6 +281,8 @@ class DomainGallery(TextToImage):
                 f"data.batch_size: {data.hparams.batch_size}; the similarity loss compares pictures of a batch and needs {LEAST} or more. "
                 "Paper: 4. Without it: --model.sim_weight 0."
             )
+        if h.sim_weight and data.wants_source and h.source_images < LEAST:
+            raise UserError(f"model.source_images: {h.source_images}; the similarity loss compares them and needs {LEAST} or more.")
         if len(data.target) < LEAST:
             raise UserError(f"data.root: {len(data.target)} pictures; a domain is what several share. Give {LEAST} or more, about ten.")
         self.say_estimate(self.stages())
