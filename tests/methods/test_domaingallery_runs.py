@@ -13,7 +13,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 from genlab.cli import main
+from genlab.diffusion.lora import lora_state
 from genlab.files import read_csv
+from genlab.methods.domaingallery import DomainGallery
 from genlab.weights import resolve
 
 pytestmark = pytest.mark.slow
@@ -59,11 +61,42 @@ def test_a_resumed_run_is_the_unbroken_one(runs: Path) -> None:
     assert any(value.abs().max() > 0 for key, value in found[0].items() if "lora.up" in key or "lora_B" in key)
 
 
+def test_a_second_stage_begins_with_the_file_of_a_first_one(
+    runs: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = runs / "whole/lora/pytorch_lora_weights.safetensors"
+    fresh, begun = (DomainGallery("tiny:sd", "picture", rank=16, init_lora=name) for name in (None, str(file)))
+    for method in (fresh, begun):
+        method.configure_model()
+    held = load_file(file)
+    for name, value in lora_state(begun.network).items():
+        assert torch.equal(value, held[f"unet.{name}"] if f"unet.{name}" in held else held[spelled(name)]), name
+    plain, same = ({n: v for n, v in m.unet.state_dict().items() if "lora_" not in n} for m in (fresh, begun))
+    assert all(torch.equal(value, same[name]) for name, value in plain.items())
+    assert [n for n, p in begun.named_parameters() if p.requires_grad] == [n for n, p in fresh.named_parameters() if p.requires_grad]
+    monkeypatch.chdir(tmp_path)
+    for option, said in (
+        (f"--model.init_lora={tmp_path / 'none.safetensors'}", "is not there"),
+        (f"--model.init_lora={runs / 'whole/lora/kohya_lora.safetensors'}", "diffusers' format is read"),
+        ("--model.identifier=photo", "was trained with identifier 'picture', here 'photo'"),
+        ("--model.rank=8", "do not fit"),
+    ):
+        given = [*QUICK, f"--data.root={pictures}", f"--model.init_lora={file}", option, "--trainer.max_steps=1"]
+        assert main(["fit", *given]) == 2, option
+        assert said in capsys.readouterr().err, option
+
+
+def spelled(name: str) -> str:
+    """As diffusers writes it."""
+    return f"unet.{name.replace('.lora_A.', '.lora.down.').replace('.lora_B.', '.lora.up.')}"
+
+
 def test_what_a_run_leaves(runs: Path) -> None:
     card = (runs / "whole/lora/README.md").read_text()
     assert "a picture star" in card and "load_lora_weights" in card and (runs / "whole/lora/kohya_lora.safetensors").is_file()
     logged = read_csv(runs / "whole/metrics.csv")
     terms = {name for row in logged for name, value in row.items() if name.startswith("train/loss_") and value}
+    assert any(row.get("val/leak") for row in logged) and any(row.get("val/bound") for row in logged)
     assert terms == {f"train/loss_{term}" for term in ("prior", "disen", "erase", "target", "sim")}
     assert (runs / "whole/checkpoints/last.ckpt").stat().st_size < 3_000_000, "the LoRA alone, and its optimizer"
     assert (runs / "whole/media/val_step000004.png").is_file()

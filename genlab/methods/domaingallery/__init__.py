@@ -15,24 +15,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.batches import DomainBatch, PromptBatch
-from genlab.diffusion.denoising import Denoising, denoised
+from genlab.diffusion.denoising import Denoising
 from genlab.diffusion.estimates import StageCost
 from genlab.diffusion.export import model_card, save_diffusers, save_kohya
-from genlab.diffusion.features import unet_encoder_features
 from genlab.diffusion.guidance import Enhancement
-from genlab.diffusion.lora import attach_lora, lora_disabled
-from genlab.diffusion.losses import as_fine
+from genlab.diffusion.lora import attach_lora, load_lora_state, lora_disabled, read_lora
 from genlab.diffusion.schedule import add_noise, offset_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_bytes
-from genlab.losses.similarity_consistency import Direction, Reduction, similarity_consistency
+from genlab.losses.similarity_consistency import Direction, Reduction
+from genlab.methods.domaingallery.losses import Similarity, Texts, disentanglement, erasure_losses, finetuning_losses, mse
 from genlab.training.generation_quality import Measures
 from genlab.training.optimizers import adamw, require_eight_bit
 from genlab.training.randomness import keyed_torch_generator
@@ -46,101 +44,8 @@ log = logging.getLogger(__name__)
 Stage = Literal["erasure", "finetuning"]
 Noised = Callable[[Tensor, list[str]], tuple[Tensor, Tensor]]
 """Pictures and their ids -> noised latents, and what is to be predicted of them."""
+PROBED = (100, 300, 500, 700, 900)  # timesteps
 LEAST = 3  # samples whose similarities can differ: of two the only one has probability 1
-
-
-class Texts(NamedTuple):
-    """States (L, D) of the prompts: target "a V N", source "a N", and the empty one."""
-
-    target: Tensor
-    source: Tensor
-    empty: Tensor
-
-
-def mse(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error over all elements, in fp32 or finer."""
-    return F.mse_loss(as_fine(output), as_fine(target))
-
-
-def erasure_losses(model: Denoising, noised: Tensor, target: Tensor, timestep: int, texts: Texts) -> dict[str, Tensor]:
-    """L_prior, L_disen and L_erase of noised source latents (Eqs. 2, 3, 5).
-
-    Args:
-        noised: (B, C, h, w).
-        target: y, likewise.
-    """
-    source = model(noised, timestep, texts.source)
-    turned = model(noised, timestep, texts.target)
-    return {
-        "prior": mse(source, target),
-        "disen": disentanglement(model, source, noised, timestep, texts),
-        "erase": mse(turned, source.detach()),
-    }
-
-
-def disentanglement(model: Denoising, source: Tensor, noised: Tensor, timestep: int, texts: Texts) -> Tensor:
-    """L_disen: under the source prompt the network stays what it was (Eq. 3)."""
-    with torch.no_grad(), lora_disabled(model.unet):
-        plain = model(noised, timestep, texts.source)
-    return mse(source, plain)
-
-
-class Similarity(NamedTuple):
-    """Settings of L_sim, see :class:`DomainGallery`."""
-
-    steps: int = 5
-    guidance: float = 1.0
-    reduction: Reduction = "mean"
-    direction: Direction = "source"
-
-
-def finetuning_losses(
-    model: Denoising,
-    target: tuple[Tensor, Tensor],
-    source: tuple[Tensor, Tensor],
-    timestep: int,
-    texts: Texts,
-    disentangle: bool = True,
-    similarity: Similarity | None = None,
-) -> dict[str, Tensor]:
-    """L_target, L_prior, L_disen and L_sim (Eqs. 1 to 4).
-
-    Args:
-        target: Noised latents of the domain's pictures (B, C, h, w), and what is to be predicted of them.
-        source: Likewise of the plain model's pictures.
-        disentangle: With L_disen.
-        similarity: ``None`` leaves L_sim out.
-    """
-    both = torch.cat([target[0], source[0]])
-    states = torch.cat([each.expand(len(noised), -1, -1) for each, (noised, _) in ((texts.target, target), (texts.source, source))])
-    mine, plain = model(both, timestep, states).split([len(target[0]), len(source[0])])
-    losses = {"target": mse(mine, target[1]), "prior": mse(plain, source[1])}
-    if disentangle:
-        losses["disen"] = disentanglement(model, plain, source[0], timestep, texts)
-    if similarity is not None:
-        turned, kept = similar_pictures(model, source[0], timestep, texts, similarity)
-        losses["sim"] = similarity_consistency(turned.features, kept.features, similarity.reduction, similarity.direction)[0]
-    return losses
-
-
-class Pictures(NamedTuple):
-    """Clean latents, and the UNet's encoder features of them."""
-
-    latents: Tensor
-    features: list[Tensor]
-
-
-def similar_pictures(model: Denoising, noised: Tensor, timestep: int, texts: Texts, settings: Similarity) -> tuple[Pictures, Pictures]:
-    """The source pictures turned into the domain, and as they are (without gradient), by a few steps from the same noised latents."""
-
-    def pictures(text: Tensor) -> Pictures:
-        clean = denoised(model, noised, timestep, text, texts.empty, settings.steps, settings.guidance)
-        at = torch.zeros(len(clean), dtype=torch.long, device=clean.device)
-        return Pictures(clean, unet_encoder_features(model.unet, clean, at, text.expand(len(clean), -1, -1)))
-
-    turned = pictures(texts.target)
-    with torch.no_grad():
-        return turned, pictures(texts.source)
 
 
 class DomainGallery(TextToImage):
@@ -154,6 +59,7 @@ class DomainGallery(TextToImage):
         source_prompt: Of the plain category; ``{N}`` is the datamodule's category.
         target_prompt: Of the domain, with ``{V}`` too.
         rank: Of the LoRA on all attentions. Released code: 4.
+        init_lora: File of a LoRA to begin with (diffusers' format); with ``erasure_steps`` 0 one whose erasure is done.
         erasure_steps: Steps of the first stage. Paper: 500 (the released script goes on from step 200); the second stage takes the rest of
             ``trainer.max_steps``, paper: 1000.
         source_images: Pictures of the source prompt that the plain model draws first. Released scripts: 1000.
@@ -197,6 +103,7 @@ class DomainGallery(TextToImage):
         source_prompt: str = "a {N}",
         target_prompt: str = "a {V} {N}",
         rank: int = 4,
+        init_lora: str | None = None,
         erasure_steps: int = 500,
         source_images: int = 1000,
         erase_weight: float = 10.0,
@@ -244,6 +151,8 @@ class DomainGallery(TextToImage):
 
     def attach(self) -> None:
         attach_lora(self.network, self.hparams.rank)
+        if self.hparams.init_lora is not None:
+            self._start_from(Path(self.hparams.init_lora))
         if self.hparams.gradient_checkpointing:
             cast(Any, self.network).enable_gradient_checkpointing()
         pieces = self.parts.tokenizer.tokenize(self.hparams.identifier)
@@ -251,6 +160,18 @@ class DomainGallery(TextToImage):
             log.warning(
                 "model.identifier: %r is %d tokens; one that is a single token is easier to bind.", self.hparams.identifier, len(pieces)
             )
+
+    def _start_from(self, path: Path) -> None:
+        """The LoRA of another run, such as one that erased what V means; it knows nothing of targets, so that many domains may share it.
+
+        Raises:
+            UserError: It is of another base model or word, or does not fit.
+        """
+        state, facts = read_lora(path)
+        mine = {"base_model": str(self.hparams.backbone), "identifier": self.hparams.identifier}
+        if other := [f"{name} {facts[name]!r}, here {value!r}" for name, value in mine.items() if facts.get(name, value) != value]:
+            raise UserError(f"model.init_lora: {path} was trained with {' and '.join(other)}.")
+        load_lora_state(self.network, state)
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -364,6 +285,7 @@ class DomainGallery(TextToImage):
         h = self.hparams
         facts = {"base_model": str(h.backbone), "method": "DomainGallery (arXiv 2411.04571)", "category": str(self.data.category)}
         facts |= {
+            "identifier": str(h.identifier),
             "target_prompt": self.prompt(h.target_prompt),
             "source_prompt": self.prompt(h.source_prompt),
             "steps": str(self.global_step),
@@ -380,6 +302,22 @@ class DomainGallery(TextToImage):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rates, "interval": "step"}}
 
     # Pictures
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``val/leak``, how far the plain prompt has left the plain model, and ``val/bound``, what V changes: mean squared differences
+        of predicted noise on fixed probes, which are smoother over time than losses."""
+        model, texts, pictures = self.denoising(), self.texts(), self.data.real_pictures()[:4].float().to(self.device) / 255
+        ids, sums = [f"probe/{i}" for i in range(len(pictures))], torch.zeros(2, device=self.device)
+        clean = self.latents(pictures, ids, range(len(ids)), 0, keep=True)
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            for timestep in PROBED:
+                at = torch.full((len(clean),), timestep, device=self.device)
+                noised = add_noise(clean, self.noise(clean, ids, range(len(ids)), "probe", timestep), at, model.alphas)
+                source = model(noised, timestep, texts.source)
+                changed = mse(model(noised, timestep, texts.target), source)
+                sums += torch.stack([disentanglement(model, source, noised, timestep, texts), changed])
+        leak, bound = (sums / len(PROBED)).unbind()
+        self.log_dict({"val/leak": leak, "val/bound": bound})
 
     def ways_to_draw(self, batch: PromptBatch) -> Iterator[tuple[str, PromptBatch, Tensor]]:
         """Prompts of V with another category are enhanced (Eq. 6); the domain's own category and plain prompts are not."""
