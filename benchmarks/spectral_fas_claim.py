@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
-from scipy.stats import t
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.paired import difference, genlab
 
 CONFIG = "tiny/spectral_fas"
 RGB = ["-c", "presets/spectral_fas_rgb"]
@@ -27,13 +28,6 @@ STEPS: dict[str, list[str]] = {
     "+ re-balancing": ["--model.scl_weight=0"],
     "+ contrastive": [],
 }
-
-
-def genlab(*args: str, log: Path) -> None:
-    """One command, its output appended to ``log``."""
-    with log.open("a") as file:
-        print("$ genlab", *args, file=file, flush=True)
-        subprocess.run([sys.executable, "-m", "genlab", *args], stdout=file, stderr=subprocess.STDOUT, check=True)
 
 
 def measure(out: Path, number: int, seed: int, options: list[str]) -> dict[str, float]:
@@ -48,14 +42,6 @@ def measure(out: Path, number: int, seed: int, options: list[str]) -> dict[str, 
         genlab("test", *common, "--ckpt_path", "last", log=out / f"{name}.log")
     (results,) = folder.glob("test-*/results.json")
     return json.loads(results.read_text())["metrics"]
-
-
-def difference(after: list[float], before: list[float]) -> str:
-    """Mean of the paired differences, and its interval."""
-    pairs = [a - b for a, b in zip(after, before)]
-    half = float(t.ppf(0.975, len(pairs) - 1)) * statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("nan")
-    mean = statistics.mean(pairs)
-    return f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
 def main() -> None:

@@ -33,21 +33,27 @@ def fill_folder(
     Args:
         folder: Named after all that the pictures depend on.
         draw: Numbers -> pictures (B, 3, H, W) in [0, 1]; the same number gives the same picture.
-        batch_size: Pictures a call.
-        rank: This process takes every ``world_size``-th of them.
+        batch_size: Pictures a call. A call is always for the same numbers, since in other company the last bits of a picture differ.
+        rank: This process takes every ``world_size``-th call.
         world_size: Processes.
 
     Returns:
         How many were made here.
     """
-    mine = [number for number in missing_pictures(folder, count) if number % world_size == rank]
-    with tqdm(desc=f"drawing {folder.name}", total=len(mine), unit="picture", disable=not mine or rank > 0) as bar:
-        for first in range(0, len(mine), batch_size):
-            numbers = mine[first : first + batch_size]
+    missing = set(missing_pictures(folder, count))
+    calls = [list(range(first, first + batch_size)) for first in range(0, count, batch_size)]
+    mine = [numbers for place, numbers in enumerate(calls) if place % world_size == rank and missing.intersection(numbers)]
+    made = 0
+    with tqdm(desc=f"drawing {folder.name}", total=sum(map(len, mine)), unit="picture", disable=not mine or rank > 0) as bar:
+        for numbers in mine:
             pixels = (draw(numbers).permute(0, 2, 3, 1).float().cpu().numpy() * 255 + 0.5).astype(np.uint8)
             for number, picture in zip(numbers, pixels):
+                path = folder / picture_name(number)
+                if number >= count or path.exists():  # another run may have been faster, and be reading it
+                    continue
                 buffer = io.BytesIO()
                 Image.fromarray(picture).save(buffer, "PNG")
-                write_bytes(folder / picture_name(number), buffer.getvalue(), sync=False)
+                write_bytes(path, buffer.getvalue(), sync=False)
+                made += 1
             bar.update(len(numbers))
-    return len(mine)
+    return made

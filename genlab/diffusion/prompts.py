@@ -40,7 +40,8 @@ class PromptCache:
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], device: torch.device) -> Tensor:
-        """(B, L, D) of prompts, which may repeat."""
-        if new := [each for each in dict.fromkeys(prompts) if each not in self._kept]:
-            self._kept |= dict(zip(new, encode_text(self.tokenizer, self.text_encoder, new)))
+        """(B, L, D) of prompts, which may repeat. One by one: in another company the last bits differ, and a resumed run has another."""
+        for each in dict.fromkeys(prompts):
+            if each not in self._kept:
+                self._kept[each] = encode_text(self.tokenizer, self.text_encoder, [each])[0]
         return torch.stack([self._kept[each] for each in prompts]).to(device)

@@ -83,11 +83,15 @@ def test_prior_pictures_are_drawn_once_by_whoever_is_asked(tmp_path: Path) -> No
         asked.extend(numbers)
         return torch.stack([torch.full((3, 4, 4), number / 10) for number in numbers])
 
-    assert fill_folder(tmp_path / "x", 5, draw, 2, rank=1, world_size=2) == 2 and asked == [1, 3]
-    assert missing_pictures(tmp_path / "x", 5) == [0, 2, 4]
+    assert fill_folder(tmp_path / "x", 5, draw, 2, rank=1, world_size=2) == 2 and asked == [2, 3]
+    assert missing_pictures(tmp_path / "x", 5) == [0, 1, 4]
     (tmp_path / "x" / picture_name(3)).unlink()
-    assert fill_folder(tmp_path / "x", 6, draw, 4) == 5 and sorted(asked[2:]) == [0, 2, 3, 4, 5]
-    assert fill_folder(tmp_path / "x", 6, draw, 4) == 0 and len(list((tmp_path / "x").iterdir())) == 6
+    (tmp_path / "x" / picture_name(2)).write_bytes(b"being read")
+    asked.clear()
+    assert fill_folder(tmp_path / "x", 6, draw, 2) == 5
+    assert asked == [0, 1, 2, 3, 4, 5], "a picture is drawn in the same company, whatever is missing"
+    assert (tmp_path / "x" / picture_name(2)).read_bytes() == b"being read", "what is there stays"
+    assert fill_folder(tmp_path / "x", 6, draw, 2) == 0 and len(list((tmp_path / "x").iterdir())) == 6
 
 
 def test_new_words_learn_alone_and_load_into_diffusers(tmp_path: Path) -> None:

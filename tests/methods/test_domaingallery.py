@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from datamodules.domain_images import DomainImages
 from genlab.diffusion.components import encode_text, pipeline_options
 from genlab.diffusion.denoising import Denoising
 from genlab.diffusion.features import unet_encoder_features
@@ -17,7 +19,8 @@ from genlab.diffusion.guidance import enhanced
 from genlab.diffusion.lora import attach_lora, load_lora_state, lora_disabled, lora_state
 from genlab.diffusion.schedule import add_noise, offset_noise, scaled_linear, sub_schedule, training_target
 from genlab.losses.similarity_consistency import other_similarities, similarity_consistency
-from genlab.methods.domaingallery import Similarity, Texts, erasure_losses, finetuning_losses, similar_pictures
+from genlab.methods.domaingallery import DomainGallery
+from genlab.methods.domaingallery.losses import Similarity, Texts, erasure_losses, finetuning_losses, similar_pictures
 from tests.golden_files import assert_close, golden_files, load_golden
 
 TERMS = {"prior": "prior", "erase": "erasure", "disen": "disen", "target": "target", "sim": "sim"}  # ours -> the file's
@@ -242,3 +245,24 @@ def test_as_many_parameters_as_the_released_code_trains() -> None:
     trained = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     assert len(trained) == 256 and sum(parameter.numel() for parameter in trained) == 797_184
     assert sum(parameter.numel() for parameter in unet.parameters()) - 797_184 == 859_520_964
+
+
+def test_kept_latents_are_the_same_in_any_company() -> None:
+    """A resumed run meets its pictures in other batches than the unbroken one."""
+    method = DomainGallery("tiny:sd", rank=2)
+    method.configure_model()
+    images, ids = torch.rand(3, 3, 64, 64), ["a", "b", "c"]
+    together = method.latents(images, ids, [0, 1, 2], 5, keep=True)
+    again = DomainGallery("tiny:sd", rank=2)
+    again.configure_model()
+    again.latents(images[1:2], ids[1:2], [7], 4, keep=True)
+    assert torch.equal(again.latents(images.flip(0), ids[::-1], [2, 1, 0], 5, keep=True).flip(0), together)
+
+
+def test_more_pictures_in_the_cache_change_nothing(tmp_path: Path) -> None:
+    """They are of another run, which wanted more."""
+    for i in range(5):
+        Image.new("RGB", (16, 16), (40 * i, 0, 0)).save(tmp_path / f"{i:05d}.png")
+    data = DomainImages(str(tmp_path), category="star", image_size=16)
+    data.use_source(tmp_path, 3)
+    assert [path.name for path in data.source] == ["00000.png", "00001.png", "00002.png"]
