@@ -265,3 +265,19 @@ class PromptBatch(TypedDict):
     id: list[str]
     index: Tensor
     """(B,) int64, position in the list."""
+
+
+class SceneBatch(DomainBatch):
+    """Pictures of a subject, and as many of its class in scenes, as the plain model made them."""
+
+    scene: Tensor
+    """(B,) int64, number of the scene that ``source`` shows; 0 where there are none."""
+    picture: Tensor
+    """(B,) int64, which of the subject's pictures ``target`` is."""
+
+
+class ScenePromptBatch(PromptBatch):
+    """Prompts to draw pictures of, in scenes."""
+
+    scene: Tensor
+    """(B,) int64, number of the scene; -1 where the prompt is of none."""

@@ -187,10 +187,15 @@ def encode_image(vae: AutoencoderKL, image: Tensor) -> tuple[Tensor, Tensor]:
     return posterior.mean * vae.config.scaling_factor, posterior.std * vae.config.scaling_factor
 
 
+def decoded(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """(B, C, h, w) -> pictures (B, 3, H, W), differentiable; [0, 1] is black to white, and some values lie outside."""
+    return vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5
+
+
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """(B, C, h, w) -> pictures (B, 3, H, W) in [0, 1], fp32."""
-    return (vae.decode(latents / vae.config.scaling_factor).sample.float() / 2 + 0.5).clamp(0, 1)
+    return decoded(vae, latents).float().clamp(0, 1)
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -47,6 +47,19 @@ def save_kohya(folder: Path, unet: UNet2DConditionModel, facts: Mapping[str, str
     return write_bytes(folder / KOHYA, save(tensors, {"format": "pt", **facts}))
 
 
+def save_lora(folder: Path, unet: UNet2DConditionModel, facts: Mapping[str, str], prompt: str) -> None:
+    """Both files, and a page that says what they are.
+
+    Args:
+        facts: Base model, method, prompts ...
+        prompt: That it was tuned for.
+    """
+    save_diffusers(folder, unet, facts)
+    save_kohya(folder, unet, facts)
+    usage = f'pipe.load_lora_weights("{folder.name}")\npipe("{prompt}").images[0]'
+    write_bytes(folder / "README.md", model_card(f"LoRA of {prompt!r}", facts, usage))
+
+
 def model_card(title: str, facts: Mapping[str, str], usage: str) -> bytes:
     """``README.md`` of a folder of weights: what they were trained with, and how they are loaded."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in facts.items())

@@ -47,6 +47,21 @@ def prior_preservation_loss(output: Tensor, target: Tensor, weight: float) -> tu
     return mine + weight * prior, mine, prior
 
 
+def masked_loss(output: Tensor, target: Tensor, mask: Tensor, mean_channels: bool = False) -> Tensor:
+    """Mean over the batch of each sample's squared error within a mask, as in Custom Diffusion's code (arXiv 2212.04488).
+
+    There the sum over all channels is divided by the number of places in the mask: C times a mean. An empty mask gives 0.
+
+    Args:
+        output: (B, C, h, w).
+        target: Likewise.
+        mask: (B, 1, h, w), 1 where it counts.
+        mean_channels: Divide by C as well.
+    """
+    errors = (mask * F.mse_loss(as_fine(output), as_fine(target), reduction="none")).sum((1, 2, 3))
+    return (errors / mask.sum((1, 2, 3)).clamp_min(1)).mean() / (output.shape[1] if mean_channels else 1)
+
+
 def as_fine(value: Tensor) -> Tensor:
     """fp16 and bf16 as fp32; others as they are."""
     return value.float() if value.element_size() < 4 else value

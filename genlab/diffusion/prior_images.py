@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,19 @@ def missing_pictures(folder: Path, count: int) -> list[int]:
     """Numbers below ``count`` whose picture is not there."""
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     return [number for number in range(count) if picture_name(number) not in there]
+
+
+def read_pictures(folder: Path, count: int) -> Tensor:
+    """The first ``count`` of them, (count, 3, H, W) in [0, 1].
+
+    Raises:
+        OSError: One is not there.
+    """
+    found = []
+    for number in range(count):
+        with Image.open(folder / picture_name(number)) as picture:
+            found.append(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255)
+    return torch.stack(found)
 
 
 def fill_folder(

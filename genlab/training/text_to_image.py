@@ -18,7 +18,7 @@ from genlab.diffusion.guidance import Enhancement, enhanced
 from genlab.diffusion.prior_images import fill_folder
 from genlab.diffusion.prompts import PromptCache, render
 from genlab.errors import UserError
-from genlab.files import cache_folder
+from genlab.files import cache_folder, write_json
 from genlab.store import content_key
 from genlab.training.base import Method
 from genlab.training.features import weights_key
@@ -271,16 +271,22 @@ class TextToImage(Method):
         """Of the whole run."""
         return max(int(self.trainer.max_steps), 0) or int(self.trainer.estimated_stepping_batches)
 
-    def prior_folder(self, prompt: str, count: int, batch_size: int) -> Path:
-        """Pictures of a prompt by the model as it is now, in the cache; drawn where they are missing, by all processes together."""
+    def prior_path(self, prompt: str) -> Path:
+        """Where pictures of a prompt by the plain model are kept, of these settings to sample."""
         h = self.hparams
         key = content_key("prior images", self._weights, prompt, h.sampling_steps, h.guidance, h.seed)
-        folder = cache_folder() / "prior_images" / key
+        return cache_folder() / "prior_images" / key
+
+    def prior_folder(self, prompt: str, count: int, batch_size: int) -> Path:
+        """Pictures of a prompt by the model as it is now, in the cache; drawn where they are missing, by all processes together."""
+        h, folder = self.hparams, self.prior_path(prompt)
         made = fill_folder(
             folder, count, lambda numbers: self.draw([prompt] * len(numbers), numbers, key="prior"), batch_size,
             self.trainer.global_rank, self.trainer.world_size,
         )  # fmt: skip
         if made:
+            about = {"prompt": prompt, "backbone": str(h.backbone), "steps": h.sampling_steps, "guidance": h.guidance, "seed": h.seed}
+            write_json(folder / "about.json", about)
             log.info("prior pictures: %d of %r made now, in %s", made, prompt, folder)
         self.trainer.strategy.barrier("prior pictures")
         return folder
