@@ -98,7 +98,9 @@ def fusion_of(run: Path) -> Any:
     config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
     chosen = ((config.get("model") or {}).get("init_args") or {}).get("fusion") or {}
     kind = {each.__name__: each for each in (NumericFusion, CalibratedFusion)}.get(str(chosen.get("class_path", "")).rpartition(".")[2])
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in (chosen.get("init_args") or {}).items()}
+    options: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in (chosen.get("init_args") or {}).items()
+    }
     return kind(**options) if kind is not None else None
 
 

@@ -73,25 +73,35 @@ def key_of(body: bytes) -> str:
     return call_key(messages, model, record, 0)
 
 
-def _command(arguments: list[str], cwd: Path, output: Path) -> None:
-    with output.open("w") as file:
-        for descriptor in (1, 2):
-            os.dup2(file.fileno(), descriptor)
+def _command(arguments: list[str], cwd: Path, env: dict[str, str]) -> None:
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2((cwd / name).open("w").fileno(), descriptor)
     os.chdir(cwd)
+    os.environ |= env
     from genlab.cli import main
 
-    sys.exit(main(arguments))
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
-def forked(arguments: list[str], cwd: Path) -> Any:
+def forked(*arguments: str, cwd: Path, **env: str) -> Any:
     """The command line in a process that is forked off one which has imported everything."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["genlab.lightning_cli", "genlab.methods.mllm_defake", "datamodules.defake_images", "tests.system.test_mllm_defake"]
-    )
-    process = context.Process(target=_command, args=(arguments, cwd, cwd / "output.log"))
+    context.set_forkserver_preload(["genlab.lightning_cli", "genlab.methods.mllm_defake", "datamodules.defake_images", __name__])
+    process = context.Process(target=_command, args=(list(arguments), cwd, env))
     process.start()
     return process
+
+
+def command(*arguments: str, cwd: Path, expect: int = 0, **env: str) -> tuple[str, str]:
+    """Runs it to its end; what it says on stdout and on stderr."""
+    process = forked(*arguments, cwd=cwd, **env)
+    process.join(300)
+    said = (cwd / "stdout").read_text(), (cwd / "stderr").read_text()
+    assert process.exitcode == expect, said
+    return said
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -110,37 +120,33 @@ def test_killed_at_twenty_moments_it_asks_nothing_twice_and_tells_the_same(tmp_p
         (tmp_path / name).mkdir()
     rng = keyed_rng("moments of killing")
     with serving(misbehave) as server:
-        arguments = ["test", "-c", config(tmp_path / "killed", server.url, root, prompts, timeout=2.0)]
+        killed, arguments = tmp_path / "killed", ["test", "-c", config(tmp_path / "killed", server.url, root, prompts, timeout=2.0)]
         store = None
         for _ in range(KILLS):
             start = len(server.bodies)
             kept = set() if store is None else {key for key, _ in RowStore(store).rows()}
-            moment = start + int(rng.integers(1, 21))
-            process = forked(arguments, tmp_path / "killed")
+            moment = start + int(rng.integers(1, 13))
+            process = forked(*arguments, cwd=killed)
             while len(server.bodies) < moment and process.is_alive():
                 server.arrived.wait(0.005)
             process.kill()
             process.join()
-            assert process.exitcode == -9, (tmp_path / "killed/output.log").read_text()
+            assert process.exitcode == -9, (killed / "stderr").read_text()
             assert not kept & {key_of(body) for body in server.bodies[start:]}
-            store = next((tmp_path / "killed").glob("runs/*/*/test-defake/replies.sqlite"))
+            store = next(killed.glob("runs/*/*/test-defake/replies.sqlite"))
         kept = {key for key, _ in RowStore(store).rows()}
         start = len(server.bodies)
         assert 0 < len(kept) < 200
-        process = forked(arguments, tmp_path / "killed")
-        process.join(240)
-        assert process.exitcode == 3, (tmp_path / "killed/output.log").read_text()  # some replies are no JSON, whatever one does
+        command(*arguments, cwd=killed, expect=3)  # some replies are no JSON, whatever one does
         asked = {key_of(body) for body in server.bodies[start:]}
         assert asked and not kept & asked
         answered = Counter(body for i, body in enumerate(server.bodies) if _is_text(misbehave(body, server.bodies[:i].count(body))))
     with serving(misbehave) as server:
-        process = forked(["test", "-c", config(tmp_path / "whole", server.url, root, prompts, timeout=2.0)], tmp_path / "whole")
-        process.join(240)
-        assert process.exitcode == 3
+        command("test", "-c", config(tmp_path / "whole", server.url, root, prompts, timeout=2.0), cwd=tmp_path / "whole", expect=3)
         assert len(set(server.bodies)) >= 150  # those after a broken reply are never asked
     assert sum(answered.values()) - len(answered) <= KILLS * CONNECTIONS
-    killed, whole = results(tmp_path / "killed"), results(tmp_path / "whole")
-    assert killed == whole and {"predictions.csv", "answers.jsonl", "official_simple.csv"} <= whole.keys()
+    whole = results(tmp_path / "whole")
+    assert results(killed) == whole and {"predictions.csv", "answers.jsonl", "official_simple.csv"} <= whole.keys()
 
 
 def _is_text(outcome: Any) -> bool:
@@ -159,16 +165,17 @@ def test_the_key_is_written_nowhere(tmp_path: Path) -> None:
     with serving(repeats) as server:
         arguments = ["-c", config(tmp_path, server.url, root), "--debug"]
         outputs.append(run("test", *arguments, cwd=tmp_path, MLLM_KEY=key, OPENAI_LOG="debug"))
-        outputs.append(run("predict", *arguments, str(root / "real"), cwd=tmp_path, MLLM_KEY=key))
+        outputs.append("".join(command("predict", *arguments, str(root / "real"), cwd=tmp_path, MLLM_KEY=key)))
         assert server.keys == {f"Bearer {key}"}
     with serving([401] * 20) as server:
         refused = ["-c", config(tmp_path, server.url, root), "--run.name=refused", "--debug"]
-        outputs.append(run("test", *refused, cwd=tmp_path, expect=2, MLLM_KEY=key))
-        outputs.append(run("test", *refused, f"--model.engine.init_args.api_key_env={key}", cwd=tmp_path, expect=2))
+        outputs.append("".join(command("test", *refused, cwd=tmp_path, expect=2, MLLM_KEY=key)))
+        more = [f"--model.engine.init_args.api_key_env={key}"]
+        outputs.append("".join(command("test", *refused[:-1], *more, cwd=tmp_path, expect=2)))
     assert "Traceback" in outputs[2] and "set $MLLM_KEY" in outputs[2]
     assert not [output for output in outputs[:3] if key in output]
     assert "is no name of a variable" in outputs[3]
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]  # what both starts said is among them
     assert len(files) > 15
     assert not [path for path in files if key.encode() in path.read_bytes()]
     assert "[key]" in (next(tmp_path.glob("runs/*/seed0/test-defake")) / "answers.jsonl").read_text()
@@ -181,7 +188,7 @@ def test_the_page_of_hostile_replies_stays_text(tmp_path: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(picture("hostile", 0, label))
     with serving([HOSTILE] * 50) as server:
-        run("test", "-c", config(tmp_path, server.url, root, "simple, regional_analysis"), cwd=tmp_path)
+        command("test", "-c", config(tmp_path, server.url, root, "simple, regional_analysis"), cwd=tmp_path)
     page = next(tmp_path.glob("runs/*/*/test-defake/report.html"))
     text = page.read_text()
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", text)
@@ -247,16 +254,16 @@ def test_a_served_model_judges_is_not_asked_twice_and_survives_a_kill(served: st
     more = [f"--model.engine.init_args.model={tuned}"]
     with serving(forwarding(served)) as server:
         arguments = ["test", "-c", config(tmp_path, server.url, root), *more]
-        process = forked(arguments, tmp_path)
+        process = forked(*arguments, cwd=tmp_path)
         while len(server.bodies) < 20 and process.is_alive():
             server.arrived.wait(0.005)
         process.kill()
         process.join()
         assert process.exitcode == -9
-        run(*arguments, cwd=tmp_path)
+        command(*arguments, cwd=tmp_path)
         asked = len(server.bodies)
         assert 48 <= asked <= 48 + CONNECTIONS
-        run(*arguments, cwd=tmp_path)
+        command(*arguments, cwd=tmp_path)
         assert len(server.bodies) == asked
     found = json.loads(next(tmp_path.glob("runs/*/*/test-defake/results.json")).read_text())
     assert found["metrics"]["test/simple/accuracy_strict"] >= 0.95
@@ -266,8 +273,7 @@ def test_a_served_model_judges_is_not_asked_twice_and_survives_a_kill(served: st
 def test_one_picture_prints_one_word(served: str, tuned: Path, tmp_path: Path) -> None:
     (tmp_path / "mine, dark.png").write_bytes(picture("mine", 0, 1))
     arguments = ["predict", "-c", config(tmp_path, served, tmp_path), f"--model.engine.init_args.model={tuned}", "mine, dark.png"]
-    done = subprocess.run([sys.executable, "-m", "genlab", *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "fake\n"), done.stderr
+    assert command(*arguments, cwd=tmp_path)[0] == "fake\n"
     folder = next(tmp_path.glob("runs/*/*/predict-defake"))
     assert all((folder / name).stat().st_size for name in ("predictions.csv", "answers.jsonl", "report.html"))
 
@@ -275,6 +281,6 @@ def test_one_picture_prints_one_word(served: str, tuned: Path, tmp_path: Path) -
 def test_what_a_real_server_refuses_is_an_error_row(served: str, tmp_path: Path) -> None:
     """It serves one model and knows no other name."""
     root = write_set(tmp_path / "set", 1)
-    output = run("test", "-c", config(tmp_path, served, root), cwd=tmp_path, expect=3)
+    output, _ = command("test", "-c", config(tmp_path, served, root), cwd=tmp_path, expect=3)
     assert "2 of 2 samples have no score" in output
     assert "HTTP 4" in next(tmp_path.glob("runs/*/*/test-defake/predictions.csv")).read_text()
