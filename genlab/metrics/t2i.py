@@ -205,6 +205,7 @@ class MeanCosine(Metric):
         real: (R, 3, H, W).
     """
 
+    real: Tensor
     total: Tensor
     count: Tensor
     full_state_update = False

@@ -70,7 +70,7 @@ class FIDInception(nn.Module):
         whole.Mixed_5b, whole.Mixed_5c, whole.Mixed_5d = _A(192, 32), _A(256, 64), _A(288, 64)
         whole.Mixed_6b, whole.Mixed_6c, whole.Mixed_6d, whole.Mixed_6e = (_C(768, width) for width in (128, 160, 160, 192))
         whole.Mixed_7b, whole.Mixed_7c = _E(1280, False), _E(2048, True)
-        whole.fc, whole.dropout = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        whole.fc, whole.dropout = nn.Identity(), nn.Identity()
         self.network = whole
 
     def forward(self, pictures: Tensor) -> Tensor:

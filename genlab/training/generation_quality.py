@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,20 +80,26 @@ class Quality(nn.Module):
         self.networks[name] = network
         return network
 
+    def _few(self) -> dict[str, FewShotQuality]:
+        return cast(dict[str, FewShotQuality], dict(self.few.items()))
+
+    def _cosines(self) -> dict[str, MeanCosine]:
+        return cast(dict[str, MeanCosine], dict(self.cosines.items()))
+
     @torch.no_grad()
     def update(self, pictures: Tensor, numbers: Tensor, prompts: Sequence[str]) -> None:
         """Generated pictures (B, 3, H, W) in [0, 1], their numbers (B,) and prompts."""
-        for few in self.few.values():
+        for few in self._few().values():
             few.update(pictures, numbers)
-        for cosine in self.cosines.values():
+        for cosine in self._cosines().values():
             cosine.update(pictures)
         if self.prompts is not None:
             self.prompts.update(pictures, prompts)
 
     def compute(self) -> dict[str, Tensor]:
         """Such as ``lite0_kid_x1000``, ``inception_fid``, ``lpips_vgg_intra``, ``clip_t``."""
-        found = {f"{name}_{key}": value for name, few in self.few.items() for key, value in few.compute().items()}
-        found |= {name: cosine.compute() for name, cosine in self.cosines.items()}
+        found = {f"{name}_{key}": value for name, few in self._few().items() for key, value in few.compute().items()}
+        found |= {name: cosine.compute() for name, cosine in self._cosines().items()}
         return found | ({"clip_t": self.prompts.compute()} if self.prompts is not None else {})
 
 

@@ -263,7 +263,7 @@ class DomainGallery(TextToImage):
         return self.log_losses({"loss": total, **losses}, batch_size=len(source))
 
     def subject_losses(self, model: Denoising, noised: Noised, batch: DomainBatch, timestep: int) -> dict[str, Tensor]:
-        """Plain noise losses of the subject and of its category (personalisation, Sec. 3.6)."""
+        """Plain noise losses of the subject and of its category: personalisation, which the paper has and the released code has not."""
         h = self.hparams
         (mine, wanted), (prior, wanted_prior) = (
             noised(batch["subject"], batch["subject_id"]), noised(batch["subject_source"], batch["subject_source_id"]),
@@ -283,16 +283,20 @@ class DomainGallery(TextToImage):
     def export(self, folder: Path) -> None:
         """Writes ``pytorch_lora_weights.safetensors``, ``kohya_lora.safetensors`` and ``README.md``."""
         h = self.hparams
-        facts = {"base_model": str(h.backbone), "method": "DomainGallery (arXiv 2411.04571)", "category": str(self.data.category)}
-        facts |= {
-            "identifier": str(h.identifier),
-            "target_prompt": self.prompt(h.target_prompt),
-            "source_prompt": self.prompt(h.source_prompt),
-            "steps": str(self.global_step),
-        }
+        own = {"identifier": h.identifier, "target_prompt": self.prompt(h.target_prompt), "source_prompt": self.prompt(h.source_prompt)}
+        if self.has_subject:
+            own["subject_prompt"] = self.prompt(h.subject_prompt)
+        weights = [f"{term}_weight" for term in ("erase", "disen", "prior", "sim")]
+        names = ["rank", "erasure_steps", *weights, "offset_noise", "source_images", "seed"]
+        facts = {"base_model": h.backbone, "method": "DomainGallery (arXiv 2411.04571)", "category": self.data.category, **own}
+        facts |= {"steps": self.global_step, "pictures": len(self.data.target)} | {name: h[name] for name in names}
+        facts = {name: str(value) for name, value in facts.items()}
         save_diffusers(folder, self.network, facts)
         save_kohya(folder, self.network, facts)
-        usage = f'pipe.load_lora_weights("{folder.name}")\npipe("{facts["target_prompt"]}").images[0]'
+        usage = (
+            f'pipe.load_lora_weights("{folder.name}")\npipe("{facts["target_prompt"]}", guidance_scale={h.guidance}).images[0]\n'
+            f"# Other categories, with attribute enhancement: python -m genlab predict ... --data.prompts '[\"a {{V}} dog\"]'"
+        )
         write_bytes(folder / "README.md", model_card(f"LoRA of {facts['target_prompt']!r}", facts, usage))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
