@@ -226,7 +226,7 @@ class MSTA(VideoTextMethod):
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         if self.hparams.consistency_weight and not self.trainer.sanity_checking:
-            w = self.class_embeddings(self.data.eval_sets("val")[0]).float()
+            w = self.prepared(self.data.eval_sets("val")[0]).float()
             for kind, means in zip(("spatial", "temporal"), self.described("train")):  # how far the texts have drifted
                 self.log(f"val/cosine_{kind}", F.cosine_similarity(w, means).mean(), sync_dist=True)
 
@@ -317,7 +317,7 @@ class MSTA(VideoTextMethod):
         self.adapted.load_state_dict(given)
         if settings["scale"] != self.scale:
             log.warning("model.scale: lambda is %g, the adapters were trained with %g.", self.scale, settings["scale"])
-        self._embedded = {}
+        self._prepared = {}
 
 
 def write_adapters(path: Path, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, cast, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from genlab.metrics.few_shot import classification_metrics, harmonic_mean
 from genlab.models.clip import ClipBackbone, load_clip
 from genlab.models.prompts import class_texts, text_prototypes
 from genlab.store import content_key
-from genlab.training.base import Method
 from genlab.training.class_rows import class_rows
 from genlab.training.features import weights_key
 from genlab.training.picture_features import picture_features
+from genlab.training.set_classifier import SetClassifier
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Scores:
     notes: dict[str, list[Any]] = field(default_factory=dict)
 
 
-class FewShotMethod(Method):
+class FewShotMethod(SetClassifier):
     """A classifier on features of a frozen CLIP. Subclasses have a hyperparameter ``backbone`` and define ``build`` and ``scores``."""
 
     more_accuracies: tuple[str, ...] = ()
@@ -96,9 +96,7 @@ class FewShotMethod(Method):
     def __init__(self) -> None:
         super().__init__()
         self.backbone: ClipBackbone | None = None
-        self.metrics = nn.ModuleDict()
         self._features: dict[str, Tensor] = {}
-        self._texts: dict[str, Any] = {}
         self._train_texts: Any = None
         self._weights = ""
 
@@ -112,10 +110,6 @@ class FewShotMethod(Method):
 
     def prepare_texts(self) -> Any:
         """What training needs of the texts of its classes: whatever does not change in training."""
-
-    def prepare_set(self, name: str) -> Any:
-        """What the texts of a set's classes are turned into, once per evaluation."""
-        raise NotImplementedError(f"{type(self).__name__} must define prepare_set.")
 
     def scores(self, x: Tensor, prepared: Any, batch: FewShotBatch) -> Scores:
         """Of unit features (B, D)."""
@@ -220,29 +214,19 @@ class FewShotMethod(Method):
 
     # Evaluation
 
-    def _start(self, stage: str) -> None:
-        self._texts = {}
+    def set_names(self, name: str) -> Sequence[str]:
+        return self.data.classes(name).names
+
+    def set_metrics(self, count: int) -> nn.ModuleDict:
+        return classification_metrics(count, self.more_accuracies)
+
+    def start_sets(self, stage: str) -> None:
         for name in self.data.eval_sets(stage):
             self.read(name)
-            self.metrics[name] = classification_metrics(len(self.data.classes(name).names), self.more_accuracies).to(self.device)
-
-    def on_validation_start(self) -> None:
-        self._start("val")
-
-    def on_test_start(self) -> None:
-        self._start("test")
-
-    def on_predict_start(self) -> None:
-        self._texts = {}
+        super().start_sets(stage)
 
     def validation_step(self, batch: FewShotBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, "val", self.data.eval_sets("val")[0], False)
-
-    def test_step(self, batch: FewShotBatch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
-        return self._evaluate(batch, "test", self.data.eval_sets("test")[dataloader_idx], batch_idx == 0)
-
-    def predict_step(self, batch: FewShotBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, "predict", "predict", True)
+        return self.evaluate(batch, "val", self.data.eval_sets("val")[0], False)
 
     def train_texts(self) -> Any:
         """`prepare_texts`, once. Not in a hook: a run that is resumed within an epoch does not start one."""
@@ -251,25 +235,17 @@ class FewShotMethod(Method):
                 self._train_texts = self.prepare_texts()
         return self._train_texts
 
-    def prepared(self, name: str) -> Any:
-        """`prepare_set`, once per evaluation."""
-        if name not in self._texts:
-            with torch.no_grad():
-                self._texts[name] = self.prepare_set(name)
-        return self._texts[name]
-
     @torch.no_grad()
-    def _evaluate(self, batch: FewShotBatch, stage: str, name: str, pictures: bool) -> Evaluated:
+    def evaluate(self, batch: FewShotBatch, stage: str, name: str, pictures: bool) -> Evaluated:
         out, names = self.scores(self.unit(batch), self.prepared(name), batch), self.data.classes(name).names
         logits, readable, labels = out.logits.float(), batch["readable"], batch["label"]
         if stage != "predict":
-            metrics = cast(nn.ModuleDict, self.metrics[name])
+            metrics = self.measures(name)
             for metric in ("acc", "acc_macro", "ece"):
-                cast(Any, metrics[metric]).update(logits[readable], labels[readable])
+                metrics[metric].update(logits[readable], labels[readable])
             for metric, called in out.more.items():
-                cast(Any, metrics[metric]).update(called[readable], labels[readable])
-        several = stage == "test" and len(self.data.eval_sets("test")) > 1
-        rows = class_rows(batch["id"], labels, readable, logits.softmax(1), names, stage == "predict", name if several else "")
+                metrics[metric].update(called[readable], labels[readable])
+        rows = class_rows(batch["id"], labels, readable, logits.softmax(1), names, stage == "predict", self.several(stage, name))
         for i, ok in enumerate(readable.tolist()):
             for column, called in out.more.items():
                 rows[i][column.replace("acc", "called")] = names[int(called[i])] if ok else ""
@@ -292,28 +268,13 @@ class FewShotMethod(Method):
                 strips.append({"id": row["id"], "caption": caption, "frames": np.stack(frames), "heat": None})
         return strips
 
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
-        sets = self.data.eval_sets(stage)
-        values = {name: {key: float(m.compute()) for key, m in cast(Any, self.metrics[name]).items()} for name in sets}
-        for name in sets:
-            for metric in cast(Any, self.metrics[name]).values():
-                metric.reset()
-        if len(sets) == 1:
-            self.log_dict({f"{stage}/{key}": value for key, value in values[sets[0]].items()}, prog_bar=stage == "val")
-            return
-        self.log_dict({f"{stage}/{name}/{key}": value for name in sets for key, value in values[name].items()})
-        if sets == ["base", "new"]:
-            for key in ("acc", *self.more_accuracies):
+    def log_sets(self, stage: str, values: dict[str, dict[str, float]]) -> None:
+        """The harmonic mean of base and new classes, else the mean over the sets."""
+        for key in ("acc", *self.more_accuracies):
+            if list(values) == ["base", "new"]:
                 self.log(f"{stage}/{key.replace('acc', 'harmonic_mean')}", harmonic_mean(values["base"][key], values["new"][key]))
-        else:
-            for key in ("acc", *self.more_accuracies):
-                self.log(f"{stage}/{key}", sum(values[name][key] for name in sets) / len(sets))
+            else:
+                self.log(f"{stage}/{key}", sum(each[key] for each in values.values()) / len(values))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Parts that are as long as the training set become as long as the checkpoint's."""

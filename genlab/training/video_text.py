@@ -9,7 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ from genlab.batches import ActionBatch, Evaluated, Strip
 from genlab.errors import UserError
 from genlab.metrics.few_shot import classification_metrics, harmonic_mean
 from genlab.models.video_text import VideoText, cosine_logits, load_video_text
-from genlab.training.base import Method
 from genlab.training.class_rows import class_rows
 from genlab.training.schedules import warm_unshifted_cosine
+from genlab.training.set_classifier import SetClassifier
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -54,7 +54,7 @@ def spoken(name: str) -> str:
     return " ".join(apart.split()).lower() if apart != name else name
 
 
-class VideoTextMethod(Method):
+class VideoTextMethod(SetClassifier):
     """An action classifier on a video-text network.
 
     Subclasses have the hyperparameters ``backbone, network, prompt_template, humanize, lr, weight_decay, warmup_epochs``, and define
@@ -64,9 +64,7 @@ class VideoTextMethod(Method):
     def __init__(self) -> None:
         super().__init__()
         self.backbone: VideoText | None = None
-        self.metrics = nn.ModuleDict()
         self._tokens: dict[tuple[str, ...], Tensor] = {}  # by prompts, as another datamodule has other classes in a set of the same name
-        self._embedded: dict[str, Any] = {}
 
     # For subclasses
 
@@ -148,38 +146,16 @@ class VideoTextMethod(Method):
 
     # Evaluation
 
-    def _start(self, stage: str) -> None:
-        self._embedded = {}
-        for name in self.data.eval_sets(stage):
-            count = len(self.data.class_names(name))
-            metrics = classification_metrics(count)
-            metrics["top5"] = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
-            self.metrics[_key(name)] = metrics.to(self.device)
+    def set_names(self, name: str) -> Sequence[str]:
+        return self.data.class_names(name)
 
-    def on_validation_start(self) -> None:
-        self._start("val")
+    def prepare_set(self, name: str) -> Tensor:
+        return self.encode_prompts(name)
 
-    def on_test_start(self) -> None:
-        self._start("test")
-
-    def on_predict_start(self) -> None:
-        self._embedded = {}
-
-    def validation_step(self, batch: ActionBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, "val", self.data.eval_sets("val")[0], batch_idx == 0)
-
-    def test_step(self, batch: ActionBatch, batch_idx: int, dataloader_idx: int = 0) -> Evaluated:
-        return self._evaluate(batch, "test", self.data.eval_sets("test")[dataloader_idx], batch_idx == 0)
-
-    def predict_step(self, batch: ActionBatch, batch_idx: int) -> Evaluated:
-        return self._evaluate(batch, "predict", "predict", True)
-
-    @torch.no_grad()
-    def class_embeddings(self, name: str) -> Tensor:
-        """`encode_prompts`, once per evaluation."""
-        if name not in self._embedded:
-            self._embedded[name] = self.encode_prompts(name)
-        return self._embedded[name]
+    def set_metrics(self, count: int) -> nn.ModuleDict:
+        metrics = classification_metrics(count)
+        metrics["top5"] = MulticlassAccuracy(count, top_k=min(5, count), average="micro")
+        return metrics
 
     def view_chances(self, batch: ActionBatch, texts: Tensor) -> Tensor:
         """Probabilities (B, C): of each view the softmax, then their mean."""
@@ -188,42 +164,25 @@ class VideoTextMethod(Method):
         return torch.cat(parts).unflatten(0, video.shape[:2]).mean(1)
 
     @torch.no_grad()
-    def _evaluate(self, batch: ActionBatch, stage: str, name: str, pictures: bool) -> Evaluated:
+    def evaluate(self, batch: ActionBatch, stage: str, name: str, pictures: bool) -> Evaluated:
         names, readable = self.data.class_names(name), batch["readable"]
-        chances = self.view_chances(batch, self.class_embeddings(name))
+        chances = self.view_chances(batch, self.prepared(name))
         known = readable & (batch["label"] >= 0)
         if stage != "predict":
-            for metric in cast(Any, self.metrics[_key(name)]).values():
+            for metric in self.measures(name).values():
                 metric.update(chances[known], batch["label"][known])
-        several = stage == "test" and len(self.data.eval_sets("test")) > 1
-        rows = class_rows(batch["id"], batch["label"], readable, chances, names, stage == "predict", name if several else "")
+        rows = class_rows(batch["id"], batch["label"], readable, chances, names, stage == "predict", self.several(stage, name))
         found: Evaluated = {"rows": rows}
         if pictures:
             found["strips"] = _strips(batch, rows)
         return found
 
-    def on_validation_epoch_end(self) -> None:
-        self._finish("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._finish("test")
-
-    def _finish(self, stage: str) -> None:
-        sets = self.data.eval_sets(stage)
-        values: dict[str, dict[str, float]] = {}
-        for name in sets:
-            found = cast(Any, self.metrics[_key(name)])
-            values[name] = {key: float(metric.compute()) for key, metric in found.items()}
-            for metric in found.values():
-                metric.reset()
-        if len(sets) == 1:
-            self.log_dict({f"{stage}/{key}": value for key, value in values[sets[0]].items()}, prog_bar=stage == "val")
-            return
-        self.log_dict({f"{stage}/{name}/{key}": value for name in sets for key, value in values[name].items()})
-        if sets == ["base", "novel"]:
+    def log_sets(self, stage: str, values: dict[str, dict[str, float]]) -> None:
+        """The harmonic mean of base and novel classes; mean and deviation over the splits of a dataset."""
+        if list(values) == ["base", "novel"]:
             self.log(f"{stage}/harmonic_mean", harmonic_mean(values["base"]["acc"], values["novel"]["acc"]))
-        for group in dict.fromkeys(match[1] for name in sets if (match := MEAN_OF.fullmatch(name))):
-            own = torch.tensor([values[name]["acc"] for name in sets if name.startswith(f"{group}/")], dtype=torch.float64)
+        for group in dict.fromkeys(match[1] for name in values if (match := MEAN_OF.fullmatch(name))):
+            own = torch.tensor([each["acc"] for name, each in values.items() if name.startswith(f"{group}/")], dtype=torch.float64)
             self.log_dict({f"{stage}/{group}/acc_mean": own.mean(), f"{stage}/{group}/acc_std": own.std(correction=0)})
 
     def run_files(self, rows: list[dict[str, Any]]) -> dict[str, bytes]:
@@ -242,11 +201,6 @@ class VideoTextMethod(Method):
                 confused = [{"pair": f"{a} → {b}", "share of its clips": n / counts[a]} for (a, b), n in pairs]
                 files[f"media/confusions{ending}.png"] = figures.png(figures.bars(confused))
         return files
-
-
-def _key(name: str) -> str:
-    """A set's name as that of a submodule."""
-    return name.replace(".", "_")
 
 
 def _strips(batch: ActionBatch, rows: Sequence[dict[str, Any]]) -> list[Strip]:
