@@ -92,6 +92,8 @@ def test_a_resumed_run_is_the_unbroken_one_and_lora_checkpoints_are_lean(root: P
     data = words_of(root)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
+    with pytest.raises(UserError, match="which another LoRA cannot build on"):
+        tuned(weights=str(tmp_path / "whole/model"), lora=LoRA()).configure_model()
     merged = tuned(weights=str(tmp_path / "merged"))
     merged.configure_model()
     inputs = whole.prompts(batch)
