@@ -54,7 +54,12 @@ def load_for_tuning(weights: str) -> tuple[Any, Any]:
     if (source / ADAPTER).is_file():
         model, processor = merged(source)
     else:
-        model = load_pretrained(AutoModelForImageTextToText, weights)
+        try:
+            model = load_pretrained(AutoModelForImageTextToText, weights)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"model.weights: {weights} is no vision-language model ({str(error).splitlines()[0]}).") from error
         try:
             processor = AutoProcessor.from_pretrained(str(source), local_files_only=True)
         except (OSError, ValueError) as error:

@@ -116,6 +116,8 @@ def test_what_cannot_be_is_said(root: Path, tmp_path: Path) -> None:
         trainer(tmp_path, 1).fit(tuned(max_length=10), datamodule=words_of(root))
     with pytest.raises(UserError, match="LoRA leaves the picture tower alone"):
         tuned(lora=LoRA(), train_vision=True).configure_model()
+    with pytest.raises(UserError, match="tiny:clip is no vision-language model"):
+        tuned(weights="tiny:clip").configure_model()
     with pytest.raises(UserError, match="neither adapter_config"):
         main(["merge", str(tmp_path), "-o", str(tmp_path / "x")])
     with pytest.raises(MissingPath, match="is not there"):
