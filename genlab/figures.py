@@ -178,7 +178,7 @@ def roc_pr(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], path
 
 
 def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
-    """Training curves over optimizer steps: losses, validation metrics, learning rates; one panel for each that there is.
+    """Training curves over optimizer steps: rewards, losses, validation metrics, learning rates; one panel for each that there is.
 
     Args:
         rows: Rows of ``metrics.csv`` as `csv.DictReader` gives them: a ``step`` column, an empty cell where nothing was logged. Metrics
@@ -219,6 +219,7 @@ def curve_groups(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[lis
     twice = {key for key in series if key.endswith("_epoch") and f"{bare[key]}_step" in series}
     own = [key for key in series if key.count("/") == 1 and key not in twice]
     groups = {
+        "Rewards": [key for key in own if key.startswith("train/reward")],
         "Losses": [key for key in own if "/loss" in key],
         "Validation": [key for key in own if key.startswith("val/") and "/loss" not in key and not key.startswith("val/n_")],  # no counts
         "Learning rate": [key for key in series if key.startswith("lr")],

@@ -142,3 +142,5 @@ def test_a_run_that_logged_nothing_to_draw_has_no_panels() -> None:
     with pytest.raises(ValueError, match="is this a run's"):
         figures.curves(rows)
     assert figures.curve_groups([{"step": "3", "train/loss": "0.5"}])[1] == {"Losses": ["train/loss"]}
+    learned = {"step": "3", "train/reward": "0.5", "train/reward_boxes": "0.1", "train/loss": "0.5"}
+    assert figures.curve_groups([learned])[1]["Rewards"] == ["train/reward", "train/reward_boxes"]

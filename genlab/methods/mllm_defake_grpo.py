@@ -84,7 +84,7 @@ class MllmDefakeGRPO(DetectorTuning):
         samples_every: int = 50,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(lora)
         self.save_hyperparameters(logger=False)
         if group < 2:
             raise UserError(f"model.group: {group} completions cannot be compared with each other; use 2 or more.")
@@ -98,7 +98,7 @@ class MllmDefakeGRPO(DetectorTuning):
         if self.model is not None:
             return
         super().configure_model()
-        if self.hparams.beta and self.hparams.lora is None:
+        if self.hparams.beta and self.lora is None:
             self.reference = frozen_twin(self.network)
             self.freeze_part("reference")
 
@@ -173,7 +173,7 @@ class MllmDefakeGRPO(DetectorTuning):
         return drawn
 
     def _reference_logprobs(self, drawn: Rollout) -> Tensor:
-        adapted = self.hparams.lora is not None
+        adapted = self.lora is not None
         model = self.model if adapted else self.reference
         with evaluating(model), self.model.disable_adapter() if adapted else nullcontext():
             return self._logprobs(model, drawn)

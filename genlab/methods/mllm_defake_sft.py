@@ -53,7 +53,7 @@ class MllmDefakeSFT(DetectorTuning):
         weight_decay: float = 0.1,
         warmup: float = 0.05,
     ) -> None:
-        super().__init__()
+        super().__init__(lora)
         self.save_hyperparameters(logger=False)
         self._first, self._tokens = torch.zeros(()), torch.zeros(())
 

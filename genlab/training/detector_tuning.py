@@ -23,7 +23,7 @@ from genlab.vlm.grounded import Style, fill_target, read_regions, read_verdict, 
 from genlab.vlm.masking import Conversation, assistant, question_batch
 from genlab.vlm.rewards import form_reward
 from genlab.vlm.scoring import Expected
-from genlab.vlm.tuning import attach_lora, decode, evaluating, load_for_tuning, vision_parts, write_folder
+from genlab.vlm.tuning import ADAPTER, LoRA, attach_lora, decode, evaluating, load_for_tuning, vision_parts, write_folder
 from genlab.weights import resolve
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ class DetectorTuning(Method):
     }
     schedule: ClassVar[Literal["cosine", "linear"]] = "cosine"
 
-    def __init__(self) -> None:
+    def __init__(self, lora: LoRA | None) -> None:
         super().__init__()
+        self.lora = lora  # under the command line hparams have a mapping in its place
         self.needs_checkpoint = False  # the weights are a model already
         self.model: Any = None
         self.processor: Any = None
@@ -70,12 +71,16 @@ class DetectorTuning(Method):
         frozen = [] if h.train_vision else vision_parts(model)
         if h.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        if h.lora is not None:
+        if self.lora is not None:
             if h.train_vision:
                 raise UserError("model.train_vision: LoRA leaves the picture tower alone; set train_vision to false, or lora to null.")
-            self.model = attach_lora(
-                model, h.lora, str(Path(resolve(h.weights)).absolute()) if Path(resolve(h.weights)).exists() else h.weights
-            )
+            base = Path(resolve(h.weights))
+            if (base / ADAPTER).is_file():
+                raise UserError(
+                    f"model.weights: {base} holds LoRA, which another LoRA cannot build on. Merge it first: "
+                    f"python -m genlab mllm merge {base} --out FOLDER"
+                )
+            self.model = attach_lora(model, self.lora, str(base.absolute()) if base.exists() else h.weights)
             frozen = [f"base_model.model.{name}" for name in frozen]
         else:
             self.model = model
@@ -93,7 +98,7 @@ class DetectorTuning(Method):
         """With LoRA all but LoRA."""
         if super().is_frozen(key):
             return True
-        return self.hparams.lora is not None and key.startswith("model.") and ".lora_" not in key
+        return self.lora is not None and key.startswith("model.") and ".lora_" not in key
 
     @property
     def _tokenizer(self) -> Any:
@@ -241,7 +246,7 @@ class DetectorTuning(Method):
         """Writes the folder; under ZeRO-1 and -2 every rank has the whole model."""
         if self.trainer.is_global_zero:
             folder = self.export(Path(self.trainer.default_root_dir) / FOLDER)
-            merge = f"python -m genlab mllm merge {folder} --out MODEL; " if self.hparams.lora is not None else ""
+            merge = f"python -m genlab mllm merge {folder} --out MODEL; " if self.lora is not None else ""
             log.info("%s is written; to serve it: %stransformers serve %s", folder, merge, "MODEL" if merge else folder)
 
     def export(self, folder: Path) -> Path:

@@ -70,4 +70,4 @@ def _of_checkpoint(path: Path) -> tuple[Any, Any]:
     method.on_load_checkpoint(held)
     method.load_state_dict(held["state_dict"], strict=False)  # frozen weights come from where training took them
     model = method.network
-    return (model.merge_and_unload() if method.hparams.lora is not None else model), method.processor
+    return (model.merge_and_unload() if method.lora is not None else model), method.processor

@@ -128,7 +128,7 @@ def answer_labels(processor: ProcessorMixin, text: str, spans: Sequence[tuple[in
             blank += 1
         if blank < len(ids) and ids[blank] in special:
             wanted[place : blank + 1] = [True] * (blank + 1 - place)
-    positions = _places(ids, list(tokens), _placeholders(processor))
+    positions = _places(ids, list(tokens), placeholders(processor))
     labels = [IGNORED] * len(tokens)
     for i, at in enumerate(positions):
         if wanted[i] and at is not None:
@@ -141,7 +141,7 @@ def _adds_special(tokenizer: Any, text: str) -> bool:
     return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
-def _placeholders(processor: ProcessorMixin) -> set[int]:
+def placeholders(processor: ProcessorMixin) -> set[int]:
     """Ids of the tokens in whose place the processor puts pictures."""
     tokenizer = _tokenizer(processor)
     names = [getattr(processor, name, None) for name in ("image_token", "video_token")]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.vlm.masking import _placeholders
+from genlab.vlm.masking import placeholders
 from genlab.weights import load_pretrained, resolve
 
 VISION_TOWERS = ("visual", "vision_tower", "vision_model")  # what models of transformers call them; Qwen's holds the projector too
@@ -54,7 +54,12 @@ def load_for_tuning(weights: str) -> tuple[Any, Any]:
     if (source / ADAPTER).is_file():
         model, processor = merged(source)
     else:
-        model = load_pretrained(AutoModelForImageTextToText, weights)
+        try:
+            model = load_pretrained(AutoModelForImageTextToText, weights)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"model.weights: {weights} is no vision-language model ({str(error).splitlines()[0]}).") from error
         try:
             processor = AutoProcessor.from_pretrained(str(source), local_files_only=True)
         except (OSError, ValueError) as error:
@@ -123,7 +128,7 @@ def repeat_rows(inputs: Mapping[str, Tensor], times: int, processor: Any) -> dic
         UserError: They do not go up, so the model's pictures cannot be told apart.
     """
     ids = inputs["input_ids"]
-    counts = torch.isin(ids, torch.tensor(sorted(_placeholders(processor)), device=ids.device)).sum(1).tolist()
+    counts = torch.isin(ids, torch.tensor(sorted(placeholders(processor)), device=ids.device)).sum(1).tolist()
     found: dict[str, Tensor] = {}
     for name, value in inputs.items():
         if not isinstance(value, Tensor):
@@ -157,7 +162,7 @@ def unspeakable(processor: Any) -> list[int]:
         "<IMG_CONTEXT>",
     )  # fmt: skip
     vocabulary = tokenizer.get_vocab()
-    return sorted(_placeholders(processor) | {vocabulary[name] for name in names if name in vocabulary})
+    return sorted(placeholders(processor) | {vocabulary[name] for name in names if name in vocabulary})
 
 
 # ---- folders

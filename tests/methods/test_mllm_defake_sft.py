@@ -92,6 +92,8 @@ def test_a_resumed_run_is_the_unbroken_one_and_lora_checkpoints_are_lean(root: P
     data = words_of(root)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
+    with pytest.raises(UserError, match="which another LoRA cannot build on"):
+        tuned(weights=str(tmp_path / "whole/model"), lora=LoRA()).configure_model()
     merged = tuned(weights=str(tmp_path / "merged"))
     merged.configure_model()
     inputs = whole.prompts(batch)
@@ -114,6 +116,8 @@ def test_what_cannot_be_is_said(root: Path, tmp_path: Path) -> None:
         trainer(tmp_path, 1).fit(tuned(max_length=10), datamodule=words_of(root))
     with pytest.raises(UserError, match="LoRA leaves the picture tower alone"):
         tuned(lora=LoRA(), train_vision=True).configure_model()
+    with pytest.raises(UserError, match="tiny:clip is no vision-language model"):
+        tuned(weights="tiny:clip").configure_model()
     with pytest.raises(UserError, match="neither adapter_config"):
         main(["merge", str(tmp_path), "-o", str(tmp_path / "x")])
     with pytest.raises(MissingPath, match="is not there"):

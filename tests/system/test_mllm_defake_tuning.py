@@ -13,8 +13,14 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from datamodules.tinyworld import make
+from genlab.errors import USER_ERROR
 from genlab.files import read_csv
+from genlab.weights import resolve
+from tests.system.forked import run_forked
 from tests.system.programs import environment, run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -56,3 +62,28 @@ def is_up(port: int) -> bool:
             return answer.status == 200
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_zero_2_is_ddp_and_zero_3_is_refused(method: str, tmp_path: Path) -> None:
+    root = make("plain_defake", tmp_path / "world", progress=False, train=8, test=1)
+    options = [f"--data.root={root}", "--data.batch_size=4", "--trainer.max_steps=3", "--trainer.limit_val_batches=0"]
+    options += ["--model.weights=tiny:vlm", "--model.max_new_tokens=6", "--trainer.enable_progress_bar=false", "--trainer.devices=2"]
+    if method == "grpo":
+        options += ["--model.group=2", "--model.reward={class_path: tests.system.parity.ForLetters}"]
+    fit, weights = ["fit", "-c", f"tiny/mllm_defake_{method}", *options], {}
+    for name, strategy in (("zero", zero(2)), ("ddp", "ddp")):
+        run_forked(*fit, f"--trainer.strategy={strategy}", f"--run.name={name}", processes=2, cwd=tmp_path)
+        weights[name] = load_file(tmp_path / f"runs/tiny/mllm_defake_{method}/{name}/model/model.safetensors")
+    start = load_file(Path(resolve("tiny:vlm")) / "model.safetensors")
+    moved = [name for name, value in weights["ddp"].items() if not torch.equal(value, start[name].float())]
+    assert moved and not any("visual" in name for name in moved)
+    for name, value in weights["ddp"].items():
+        torch.testing.assert_close(weights["zero"][name].float(), value, atol=2e-4, rtol=1e-3, msg=name)
+    refused = run_forked(*fit, f"--trainer.strategy={zero(3)}", processes=2, cwd=tmp_path, expect=USER_ERROR)
+    assert "cannot run under ZeRO-3" in refused
+
+
+def zero(stage: int) -> str:
+    options = {"stage": stage, "exclude_frozen_parameters": True}
+    return json.dumps({"class_path": "tests.system.cpu_deepspeed.CPUDeepSpeed", "init_args": options})

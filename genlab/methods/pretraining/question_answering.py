@@ -21,6 +21,7 @@ from genlab.methods.pretraining.base import Pretraining
 from genlab.training.schedules import warm_cosine
 from genlab.vlm.masking import Conversation, assistant, question_batch, training_batch, user
 from genlab.vlm.small_qwen import SmallQwen, byte_tokenizer, learn_byte_tokenizer, merges_of
+from genlab.vlm.tuning import VISION_TOWERS
 from genlab.weights import load_pretrained, resolve
 
 if TYPE_CHECKING:
@@ -200,9 +201,6 @@ class QuestionAnswering(Pretraining):
         """Writes the folder that ``AutoModelForImageTextToText`` and ``AutoProcessor`` read, in fp16, chat template included."""
         copy.deepcopy(self.network).cpu().half().save_pretrained(folder)
         self.processor.save_pretrained(folder)
-
-
-VISION_TOWERS = ("visual", "vision_tower", "vision_model")  # what models of transformers call them
 
 
 def _plain(text: str) -> str:
