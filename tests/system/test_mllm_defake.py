@@ -75,7 +75,8 @@ def key_of(body: bytes) -> str:
 
 def _command(arguments: list[str], cwd: Path, env: dict[str, str]) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2((cwd / name).open("w").fileno(), descriptor)
+        with (cwd / name).open("w") as file:
+            os.dup2(file.fileno(), descriptor)
     os.chdir(cwd)
     os.environ |= env
     from genlab.cli import main
@@ -195,8 +196,8 @@ def test_the_page_of_hostile_replies_stays_text(tmp_path: Path) -> None:
     assert "<img src=x" not in text and "&lt;img src=x onerror=alert(1)&gt;" in text
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium is not None, "the page is tried in Chromium; install it"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0"]
-    shown = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    browser = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0"]
+    shown = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "3 of 3" in shown.stdout  # our own script ran
     assert "<title>mllm: test</title>" in shown.stdout and shown.stdout.count("<article") == 3
     assert not re.search(r":CONSOLE[(:]", shown.stderr), shown.stderr

@@ -125,7 +125,11 @@ class MllmDefake(L.LightningModule):
         self.on_test_start()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
-        done = self.loop.run(self._judge_all(batch))
+        try:
+            done = self.loop.run(self._judge_all(batch))
+        except UserError:
+            self._shut()
+            raise
         labelled = self.trainer.state.fn != TrainerFn.PREDICTING
         rows = []
         for i, judgement in enumerate(done):
@@ -187,6 +191,9 @@ class MllmDefake(L.LightningModule):
                 unpaid,
                 len(self.judged),
             )
+        self._shut()
+
+    def _shut(self) -> None:
         self.loop.run(self.engine.close())
         self.loop.close()
         self.store.close()
