@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -152,6 +153,20 @@ def test_killed_at_twenty_moments_it_asks_nothing_twice_and_tells_the_same(tmp_p
 
 def _is_text(outcome: Any) -> bool:
     return isinstance(outcome, str) and not outcome.startswith("!")
+
+
+def test_a_signal_stops_in_order_and_the_rest_is_asked_later(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", 30)
+    with serving([], latency=0.05) as server:
+        arguments = ["test", "-c", config(tmp_path, server.url, root)]
+        process = forked(*arguments, cwd=tmp_path)
+        while len(server.bodies) < 10 and process.is_alive():
+            server.arrived.wait(0.005)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(120)
+        assert process.exitcode == 75 and 10 <= len(server.bodies) < 60
+        command(*arguments, cwd=tmp_path)
+        assert len(server.bodies) == len(set(server.bodies)) == 60
 
 
 def test_the_key_is_written_nowhere(tmp_path: Path) -> None:
