@@ -96,7 +96,7 @@ def generator_rows(judge: Judged, labels: Mapping[str, int], groups: Mapping[str
 def risk_coverage(judge: Judged, labels: Mapping[str, int]) -> list[dict[str, float]]:
     """What share of pictures is judged, and how many of them wrongly, if the least sure verdicts are withheld first."""
     judged = [i for i in labels if i in judge.p_fake and judge.verdicts.get(i) is not None]
-    known = [(abs(judge.p_fake[i] - 0.5), judge.verdicts[i] != labels[i]) for i in judged]
+    known = [(round(abs(judge.p_fake[i] - 0.5), 9), judge.verdicts[i] != labels[i]) for i in judged]
     known.sort(key=lambda pair: -pair[0])
     total = sum(i in judge.verdicts for i in labels)
     rows, wrong = [], 0

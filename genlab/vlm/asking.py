@@ -109,6 +109,7 @@ class Engine:
             return Reply(**row)
         if key not in self._running:
             self._running[key] = asyncio.ensure_future(self._fetch(key, sent, params))
+            self._running[key].add_done_callback(_retrieved)
         try:
             return await asyncio.shield(self._running[key])
         finally:
@@ -134,6 +135,12 @@ class Engine:
             UserError: The server refuses the key.
         """
         raise NotImplementedError(f"{type(self).__name__} must define _request.")
+
+
+def _retrieved(task: asyncio.Task[Reply]) -> None:
+    """A refused key is one message, not one more per request under way."""
+    if not task.cancelled():
+        task.exception()
 
 
 def with_system(messages: list[Message], how: SystemRole) -> list[Message]:

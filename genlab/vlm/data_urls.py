@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import re
+from functools import lru_cache
 
 from PIL import Image
 
 DATA_URL = re.compile(r"data:[^;,]*;base64,", re.I)
 
 
+@lru_cache(maxsize=32)  # several prompts show the same picture in a row
 def data_url(image: bytes) -> str:
     """A file's bytes as a data URL with the MIME type that its content shows."""
     with Image.open(io.BytesIO(image)) as picture:

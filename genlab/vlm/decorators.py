@@ -95,7 +95,7 @@ def _picture(variables: dict[str, Any]) -> Image.Image:
 
 def _set_region(variables: dict[str, Any], crop: Image.Image, box: tuple[int, int, int, int]) -> None:
     buffer = io.BytesIO()
-    crop.save(buffer, "PNG")
+    crop.save(buffer, "PNG", compress_level=1)
     variables |= {"roi_url": data_url(buffer.getvalue()), "roi_box": list(box)}
 
 

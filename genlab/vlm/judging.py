@@ -176,7 +176,7 @@ class Judge:
 
     async def _answer(self, prompt: Prompt, file: bytes, name: str, truth: int | None, variables: dict[str, Any]) -> Answer:
         asked: Generator[list[Message], str, str] = prompt.ask(file, name, truth, variables)
-        messages = next(asked)
+        messages, result = await asyncio.to_thread(_advance, asked, None)  # decorators look at pictures, meanwhile others are asked
         calls: list[dict[str, Any]] = []
         for conversation in prompt.conversations:
             reply = await self.engine.ask(messages)
@@ -187,10 +187,9 @@ class Judge:
             calls.append(_call(conversation.id, reply))
             if reply.finish == "content_filter":
                 return answer(verdict="unknown", status="refusal")
-            try:
-                following = asked.send(reply.text)
-            except StopIteration as end:
-                verdict = self.reader(end.value, reply.finish)
+            following, result = await asyncio.to_thread(_advance, asked, reply.text)
+            if result is not None:
+                verdict = self.reader(result, reply.finish)
                 p_fake, source = await self._confidence(messages, reply)
                 return answer(verdict=verdict.verdict, status=verdict.status, rule=verdict.rule, p_fake=p_fake, p_source=source)
             messages = following
@@ -207,6 +206,14 @@ class Judge:
         words = [self.reader(each.text, each.finish).verdict for each in replies if not each.error]
         known = [word for word in words if word != "unknown"]
         return (known.count("fake") / len(known), "sampling") if known else (None, "")
+
+
+def _advance(asked: Generator[list[Message], str, str], reply: str | None) -> tuple[list[Message], str | None]:
+    """The next question, or the answer, which is what the prompt ends with."""
+    try:
+        return (next(asked) if reply is None else asked.send(reply)), None
+    except StopIteration as end:
+        return [], str(end.value)
 
 
 def fuse_numbers(fusion: Fusion, answers: Sequence[Answer]) -> Fused:

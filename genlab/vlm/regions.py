@@ -20,21 +20,36 @@ def roi_energy(image: Image.Image) -> tuple[Box, float]:
 
     Its side is half the shorter side; central differences of the grey picture; of equal windows the first by rows. Ours.
     """
-    rgb = np.asarray(image.convert("RGB"), dtype=np.float64)
-    gray = rgb @ np.array([0.299, 0.587, 0.114])
-    padded = np.pad(gray, 1, mode="edge")
-    edges = np.abs(padded[1:-1, 2:] - padded[1:-1, :-2]) + np.abs(padded[2:, 1:-1] - padded[:-2, 1:-1])
+    rgb = np.asarray(image.convert("RGB"))
+    gray = rgb[..., 0] * 0.299
+    gray += rgb[..., 1] * 0.587
+    gray += rgb[..., 2] * 0.114
+    edges = _steps(gray)
+    edges += _steps(gray.T).T
     height, width = gray.shape
     side = int(np.floor(0.5 * min(height, width) + 0.5))
-    sums = np.pad(edges.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    rows, columns = (sorted({each for start in _positions(length, side) for each in (start, start + side)}) for length in gray.shape)
+    cells = np.add.reduceat(np.add.reduceat(edges, [y for y in rows if y < height], 0), [x for x in columns if x < width], 1)
+    table = np.pad(cells.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    row, column = ({start: i for i, start in enumerate(starts)} for starts in (rows, columns))
     best, box = -np.inf, (0, 0, width, height)
     for y in _positions(height, side):
         for x in _positions(width, side):
-            total = float(sums[y + side, x + side] - sums[y, x + side] - sums[y + side, x] + sums[y, x])
+            top, bottom, left, right = row[y], row[y + side], column[x], column[x + side]
+            total = float(table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left])
             if total > best + NEAR:
                 best, box = total, (x, y, x + side, y + side)
     left, top, right, bottom = box
     return box, float(edges[top:bottom, left:right].sum())
+
+
+def _steps(gray: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Size of the central difference along rows, the border repeated: (H, W) -> (H, W)."""
+    found = np.zeros_like(gray)
+    if gray.shape[1] > 1:
+        np.subtract(gray[:, 2:], gray[:, :-2], out=found[:, 1:-1])
+        found[:, 0], found[:, -1] = gray[:, 1] - gray[:, 0], gray[:, -1] - gray[:, -2]
+    return np.abs(found, out=found)
 
 
 def _positions(length: int, side: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from datamodules.defake_images import DefakeImages
 from genlab.errors import UserError
 from genlab.methods.mllm_defake import MllmDefake
-from genlab.methods.mllm_defake.page import Sample, in_pages, sample_page, thumbnail
+from genlab.methods.mllm_defake.page import Sample, in_pages, markdown, sample_page, thumbnail
 from genlab.vlm.budget import Budget
 from genlab.vlm.conversations import SIX
 from genlab.vlm.decorators import Examples
@@ -138,6 +139,18 @@ def test_five_hundred_pictures_are_a_page_of_less_than_15_mb() -> None:
     assert [len(page) for page in pages][:2] == [len(pages[0])] * 2 and sum(map(len, pages)) == 1100 and len(pages[0]) <= 500
     assert 1_000_000 < len(sample_page("x", pages[0])) < 15_000_000
     assert [len(page) for page in in_pages([(Sample(str(i), 1, ""), None) for i in range(501)])] == [500, 1]
+
+
+def test_markdown_keeps_replies_in_their_cells() -> None:
+    call = {"id": "verdict", "reply": "a | b\n<script>x</script> `c` fake", "finish": "stop", "prompt_tokens": 1, "completion_tokens": 1}
+    judged = [
+        (Sample(f"{name}.png", label, "x"), Judgement([Answer("simple", "fake", "ok", calls=[call])], Fused("fake", None, "ok"), None, ""))
+        for name, label in (("a", 1), ("b", 0))
+    ]
+    text = markdown(judged).decode()
+    assert "## Wrong: 1" in text and "## Right: 1" in text and "<script>" not in text
+    (wrong,) = [line for line in text.splitlines() if "b.png" in line]
+    assert len(re.findall(r"(?<!\\)\|", wrong)) == 5 and "a \\| b &lt;script&gt;" in wrong
 
 
 def test_boxes_are_drawn_on_the_picture() -> None:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -75,7 +76,8 @@ def key_of(body: bytes) -> str:
 
 def _command(arguments: list[str], cwd: Path, env: dict[str, str]) -> None:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2((cwd / name).open("w").fileno(), descriptor)
+        with (cwd / name).open("w") as file:
+            os.dup2(file.fileno(), descriptor)
     os.chdir(cwd)
     os.environ |= env
     from genlab.cli import main
@@ -153,6 +155,20 @@ def _is_text(outcome: Any) -> bool:
     return isinstance(outcome, str) and not outcome.startswith("!")
 
 
+def test_a_signal_stops_in_order_and_the_rest_is_asked_later(tmp_path: Path) -> None:
+    root = write_set(tmp_path / "set", 30)
+    with serving([], latency=0.05) as server:
+        arguments = ["test", "-c", config(tmp_path, server.url, root)]
+        process = forked(*arguments, cwd=tmp_path)
+        while len(server.bodies) < 10 and process.is_alive():
+            server.arrived.wait(0.005)
+        os.kill(process.pid, signal.SIGTERM)
+        process.join(120)
+        assert process.exitcode == 75 and 10 <= len(server.bodies) < 60
+        command(*arguments, cwd=tmp_path)
+        assert len(server.bodies) == len(set(server.bodies)) == 60
+
+
 def test_the_key_is_written_nowhere(tmp_path: Path) -> None:
     """Though the server repeats it in errors and in replies, and the run fails with a traceback."""
     key = "sk-very-secret-0123456789"
@@ -195,8 +211,8 @@ def test_the_page_of_hostile_replies_stays_text(tmp_path: Path) -> None:
     assert "<img src=x" not in text and "&lt;img src=x onerror=alert(1)&gt;" in text
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     assert chromium is not None, "the page is tried in Chromium; install it"
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0"]
-    shown = subprocess.run([*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    browser = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--enable-logging=stderr", "--v=0"]
+    shown = subprocess.run([*browser, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     assert "3 of 3" in shown.stdout  # our own script ran
     assert "<title>mllm: test</title>" in shown.stdout and shown.stdout.count("<article") == 3
     assert not re.search(r":CONSOLE[(:]", shown.stderr), shown.stderr

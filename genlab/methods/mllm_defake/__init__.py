@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from genlab.batches import Evaluated
 from genlab.errors import UserError
-from genlab.methods.mllm_defake.page import Sample, fill_page, in_pages, sample_page, thumbnail
+from genlab.methods.mllm_defake.page import Sample, fill_page, in_pages, markdown, sample_page, thumbnail
 from genlab.methods.mllm_defake.records import answer_lines, judges_of, official_tables, prediction
 from genlab.metrics.judges import judge_row
 from genlab.reports import Report
@@ -125,7 +125,11 @@ class MllmDefake(L.LightningModule):
         self.on_test_start()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> Evaluated:
-        done = self.loop.run(self._judge_all(batch))
+        try:
+            done = self.loop.run(self._judge_all(batch))
+        except UserError:
+            self._shut()
+            raise
         labelled = self.trainer.state.fn != TrainerFn.PREDICTING
         rows = []
         for i, judgement in enumerate(done):
@@ -187,6 +191,9 @@ class MllmDefake(L.LightningModule):
                 unpaid,
                 len(self.judged),
             )
+        self._shut()
+
+    def _shut(self) -> None:
         self.loop.run(self.engine.close())
         self.loop.close()
         self.store.close()
@@ -194,9 +201,9 @@ class MllmDefake(L.LightningModule):
     # ---- what is left in the run folder
 
     def run_files(self, rows: list[dict[str, Any]]) -> dict[str, bytes]:
-        """``answers.jsonl`` with all replies, tables in the released code's form, and further pages of samples."""
+        """``answers.jsonl`` with all replies, tables in the released code's form, ``report.md``, and further pages of samples."""
         ordered = self._ordered()
-        files = {"answers.jsonl": answer_lines(ordered), **official_tables(ordered)}
+        files = {"answers.jsonl": answer_lines(ordered), "report.md": markdown(ordered), **official_tables(ordered)}
         for number, part in enumerate(in_pages(ordered)[1:], 2):
             files[f"samples-{number}.html"] = sample_page(f"Samples, page {number}", part)
         return files

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from PIL import Image, ImageDraw, ImageOps
 from genlab import figures
 from genlab.methods.mllm_defake.records import judges_of
 from genlab.metrics.judges import comparison, generator_rows, risk_coverage
-from genlab.reports import Report
+from genlab.reports import Report, formatted
 from genlab.vlm.budget import Ledger
 from genlab.vlm.conversations import Prompt
 from genlab.vlm.judging import Judgement
@@ -229,6 +231,38 @@ def fill_page(
         report.details(prompt.name, text)
 
 
+def markdown(judged: Sequence[tuple[Sample, Judgement | None]]) -> bytes:
+    """The judges' table, and the pictures that the fusion gets wrong, right, or does not judge, with what each prompt said."""
+    known = [(sample, judgement) for sample, judgement in judged if judgement is not None]
+    labels = {sample.id: sample.label for sample, _ in known if sample.label is not None}
+    rows = comparison(judges_of([(sample.id, judgement) for sample, judgement in known]), labels, "fused") if labels else []
+    parts = ["# Pictures and what was said of them", *([_lines(rows)] if rows else [])]
+    cards: dict[str, list[dict[str, Any]]] = {}
+    for sample, judgement in known:
+        card = _card(replace(sample, picture=b""), judgement)
+        said = [f"{each['prompt']}: {each['calls'][-1]['reply'] if each['calls'] else each['why']}" for each in card["replies"]]
+        shown = {"picture": card["id"], "is": card["truth"], "called": card["verdict"], "replies": " / ".join(said)}
+        cards.setdefault(card["state"], []).append(shown)
+    for state in ("wrong", "right", "judged", "refused", "failed"):
+        if state in cards:
+            parts += [f"## {state.capitalize()}: {len(cards[state])}", _lines(cards[state])]
+    return ("\n\n".join(parts) + "\n").encode("utf-8", "replace")
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> str:
+    """A table in Markdown; texts can neither end a cell nor be HTML."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+
+    def cell(value: Any) -> str:
+        shown = formatted(" ".join(value.split()) if isinstance(value, str) else value)
+        return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(shown))
+
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join(map(cell, cells)) + " |"
+
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line([row.get(name, "") for name in columns]) for row in rows)])
+
+
 def _tables(report: Report, known: Sequence[tuple[Sample, Judgement]], labels: dict[str, int]) -> None:
     judges = judges_of([(sample.id, judgement) for sample, judgement in known])
     groups = {sample.id: sample.generator for sample, _ in known}
@@ -259,4 +293,8 @@ def _tables(report: Report, known: Sequence[tuple[Sample, Judgement]], labels: d
     if curves:
         report.picture(figures.reliability(curves), "How often verdicts are right, by how sure they are", half=True)
     if withheld := risk_coverage(fused, labels):
-        report.table(withheld, caption="Withholding the least sure verdicts: |P(fake) - 0.5|, share judged, share wrong of these")
+        shown = withheld[:: -(-len(withheld) // 20)]
+        report.table(
+            shown if shown[-1] == withheld[-1] else [*shown, withheld[-1]],
+            caption="Withholding the least sure verdicts: |P(fake) - 0.5|, share judged, share wrong of these",
+        )
