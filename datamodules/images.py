@@ -53,7 +53,7 @@ def unfit(path: Path) -> Unfit | None:
     """Why a picture cannot be one of a few that each count: it moves, its colours are inks, or it cannot be read. ``None``: it is fit."""
     try:
         with Image.open(path) as picture:
-            if getattr(picture, "n_frames", 1) > 1:
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # phones put a second view into a photograph
                 return "animated"
             if picture.mode == "CMYK":
                 return "CMYK"

@@ -62,17 +62,19 @@ def test_bad_pictures_are_named_all_at_once(root: Path) -> None:
     (root / "broken.png").write_bytes(b"no picture")
     (root / "empty.jpg").write_bytes(b"")
     (root / "notes.txt").write_text("passed over")
-    with pytest.raises(UserError, match=r"broken\.png, empty\.jpg cannot be read"):
+    with pytest.raises(UserError, match=r"2 are unfit: broken\.png, empty\.jpg \(unreadable; "):
         domain(root)
 
 
-def test_unusual_pictures_become_rgb(root: Path) -> None:
-    Image.new("CMYK", (18, 18), (0, 200, 0, 0)).save(root / "cmyk.jpg")
-    frames = [Image.new("P", (18, 18), color) for color in (1, 2)]
-    frames[0].save(root / "moving.gif", save_all=True, append_images=frames[1:])
+def test_pictures_whose_colours_or_frames_are_not_known_are_refused(root: Path) -> None:
     Image.new("RGBA", (18, 18), (0, 0, 255, 10)).save(root / "alpha.png")
-    data = domain(root)
-    assert data.real_pictures().shape == (8, 3, 12, 12)
+    Image.new("L", (18, 18)).save(root / "grey.png")
+    assert domain(root).real_pictures().shape == (7, 3, 12, 12), "those become RGB"
+    Image.new("CMYK", (18, 18), (0, 200, 0, 0)).save(root / "cmyk.jpg")
+    frames = [Image.new("RGB", (18, 18), color) for color in ("red", "blue")]
+    frames[0].save(root / "moving.gif", save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match=r"2 are unfit: moving\.gif \(animated; .*; cmyk\.jpg \(CMYK; "):
+        domain(root)
 
 
 def test_somebody_says_what_the_pictures_show(root: Path) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from datamodules.domain_images import DomainImages
+from datamodules.images import unfit
 from genlab.diffusion.components import encode_text, pipeline_options
 from genlab.diffusion.denoising import Denoising
 from genlab.diffusion.features import unet_encoder_features
@@ -266,3 +267,12 @@ def test_more_pictures_in_the_cache_change_nothing(tmp_path: Path) -> None:
     data = DomainImages(str(tmp_path), category="star", image_size=16)
     data.use_source(tmp_path, 3)
     assert [path.name for path in data.source] == ["00000.png", "00001.png", "00002.png"]
+
+
+def test_photographs_of_phones_are_fit(tmp_path: Path) -> None:
+    """A second view within the file makes no animation."""
+    one, other = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+    one.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[other])
+    one.save(tmp_path / "moves.webp", save_all=True, append_images=[other], lossless=True)
+    one.save(tmp_path / "grey.png")
+    assert [unfit(tmp_path / name) for name in ("phone.jpg", "moves.webp", "grey.png")] == [None, "animated", None]

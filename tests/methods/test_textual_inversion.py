@@ -49,7 +49,7 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(resolve("tiny:sd"))
+    pipe = StableDiffusionPipeline.from_pretrained(resolve("tiny:sd"), torch_dtype=torch.float32)
     pipe.load_textual_inversion(str(whole / "embeddings" / EMBEDDINGS))
     method = TextualInversion.load_from_checkpoint(whole / "checkpoints/last.ckpt")
     method.configure_model()
