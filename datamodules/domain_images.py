@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as vision
 
 from datamodules.checks import Item
 from datamodules.domain_images_index import items, preview, read_folder
-from datamodules.images import open_picture, pictures_in
+from datamodules.images import Unfit, open_picture, pictures_in, unfit
 from datamodules.listfiles import some
 from datamodules.loading import SplitData
 from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
@@ -42,28 +42,28 @@ def cut(picture: Image.Image, size: int, crop: Crop, rng: np.random.Generator | 
     return vision.pil_to_tensor(vision.crop(resized, top, left, size, size))
 
 
-class PairDataset(Dataset[dict[str, Any]]):
-    """Pairs of a domain's picture and one of the plain model: each stream goes through all of its pictures in a random order, then again.
+class StreamDataset(Dataset[dict[str, Any]]):
+    """A picture of each stream: of the domain, of the plain model ... Each stream goes through all of its pictures in a random order, then
+    again.
 
     Args:
-        target: The domain's files.
-        source: The plain model's.
-        length: Pairs of an epoch.
+        streams: Name -> files; without any, the stream is left out.
+        length: Samples of an epoch.
         size: Pixels per side.
         crop: Of all pictures.
         seed: Keys orders and crops.
     """
 
-    def __init__(self, target: Sequence[Path], source: Sequence[Path], length: int, size: int, crop: Crop, seed: int) -> None:
-        self.target, self.source, self.length = list(target), list(source), length
-        self.size, self.crop, self.seed = size, crop, seed
+    def __init__(self, streams: Mapping[str, Sequence[Path]], length: int, size: int, crop: Crop, seed: int) -> None:
+        self.streams = {name: list(files) for name, files in streams.items() if files}
+        self.length, self.size, self.crop, self.seed = length, size, crop, seed
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
         sample: dict[str, Any] = {"index": draw.index}
-        for name, files in (("target", self.target), ("source", self.source)):
+        for name, files in self.streams.items():
             round_, place = divmod(draw.epoch * self.length + draw.index, len(files))
             path = files[int(keyed_rng(self.seed, name, round_).permutation(len(files))[place])]
             rng = keyed_rng(self.seed, "crop", name, draw.epoch, draw.index)
@@ -85,10 +85,10 @@ class PromptDataset(Dataset[dict[str, Any]]):
         return {"prompt": self.prompts[prompt], "number": number, "id": f"{prompt:02d}-{number:04d}", "index": draw.index}
 
 
-def collate_pairs(samples: list[dict[str, Any]]) -> DomainBatch:
+def collate_streams(samples: list[dict[str, Any]]) -> DomainBatch:
     """Samples -> batch."""
     batch: Any = default_collate([{key: value for key, value in each.items() if not key.endswith("_id")} for each in samples])
-    return batch | {key: [each[key] for each in samples] for key in ("target_id", "source_id")}
+    return batch | {key: [each[key] for each in samples] for key in samples[0] if key.endswith("_id")}
 
 
 def collate_prompts(samples: list[dict[str, Any]]) -> PromptBatch:
@@ -106,6 +106,9 @@ class DomainImages(SplitData):
         domain: Which, where there are several.
         category: N, the noun for what the pictures show; left out, what ``metadata.jsonl`` says.
         source: Folder of pictures of the plain category; left out, the method has the plain model draw them.
+        subject: Folder of pictures of one subject, which is learned beside the domain (DomainGallery's personalisation).
+        subject_category: M, the noun for it.
+        reference: Folder of many more pictures of the domain, which ``test`` compares with; left out, it compares with the few.
         image_size: Pixels per side. Paper: 512.
         crop: After resizing, ``random`` as in the released code, or ``center``, which lets latents be kept.
         batch_size: Pictures of the domain per device, and as many of the source. Released scripts: 4.
@@ -124,6 +127,9 @@ class DomainImages(SplitData):
         domain: str | None = None,
         category: str | None = None,
         source: str | None = None,
+        subject: str | None = None,
+        subject_category: str | None = None,
+        reference: str | None = None,
         image_size: int = 512,
         crop: Crop = "random",
         batch_size: int = 4,
@@ -142,7 +148,11 @@ class DomainImages(SplitData):
                 raise UserError(f"data.{name}: {value} is too small; use 1 or more.")
         self.target: list[Path] = []
         self.source: list[Path] = []
+        self.subject: list[Path] = []
+        self.subject_source: list[Path] = []
         self.category = category or ""
+        if (subject is None) != (subject_category is None):
+            raise UserError("data.subject and data.subject_category go together: a folder of pictures, and the noun for what they show.")
 
     # What there is
 
@@ -196,10 +206,7 @@ class DomainImages(SplitData):
         if self.target:
             return
         found = read_folder(self.folder)
-        broken = [each.path.name for each in found if not _readable(each.path)]
-        if broken:
-            raise UserError(f"data.root: {some(broken)} cannot be read as pictures. With about ten each counts: mend or remove them.")
-        self.target = [each.path for each in found]
+        self.target = _all_fit("data.root", [each.path for each in found])
         said = sorted({each.category for each in found if each.category})
         if not self.category:
             if len(said) != 1:
@@ -208,6 +215,8 @@ class DomainImages(SplitData):
             self.category = said[0]
         if self.hparams.source is not None:
             self.use_source(Path(self.hparams.source))
+        if self.hparams.subject is not None:
+            self.subject = _all_fit("data.subject", pictures_in(Path(self.hparams.subject)))
         log.info("%d pictures of the domain, category %r", len(self.target), self.category)
 
     def use_source(self, folder: Path, count: int | None = None) -> None:
@@ -220,17 +229,36 @@ class DomainImages(SplitData):
         if not self.source:
             raise MissingPath(f"data.source: {folder} has no pictures.")
 
+    def use_subject_source(self, folder: Path, count: int | None = None) -> None:
+        """Likewise, pictures of the subject's plain category."""
+        self.subject_source = pictures_in(folder)[:count]
+
     def real_pictures(self) -> Tensor:
         """The domain's pictures (N, 3, S, S) uint8, cut from the middle."""
-        return torch.stack([cut(open_picture(path), self.hparams.image_size, "center") for path in self.target])
+        return self._cut(self.target)
+
+    def reference_pictures(self) -> Tensor | None:
+        """Those of ``reference``, likewise; ``None`` without.
+
+        Raises:
+            MissingPath: There are none.
+            UserError: Some cannot be read.
+        """
+        if self.hparams.reference is None:
+            return None
+        return self._cut(_all_fit("data.reference", pictures_in(Path(self.hparams.reference))))
+
+    def _cut(self, paths: Sequence[Path]) -> Tensor:
+        return torch.stack([cut(open_picture(path), self.hparams.image_size, "center") for path in paths])
 
     # Loaders
 
     def train_dataloader(self) -> TrainLoader:
         h = self.hparams
         length = max(len(self.target), len(self.source), h.batch_size * self.ranks()[1])
-        dataset = PairDataset(self.target, self.source, length, h.image_size, h.crop, h.seed)
-        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self._options(collate_pairs))
+        streams = {"target": self.target, "source": self.source, "subject": self.subject, "subject_source": self.subject_source}
+        dataset = StreamDataset(streams, length, h.image_size, h.crop, h.seed)
+        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self._options(collate_streams))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._prompts(self.templates(), self.hparams.pictures)
@@ -257,7 +285,7 @@ class DomainImages(SplitData):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 -> float32 in [0, 1] on the device."""
-        return batch | {key: batch[key].float() / 255 for key in ("target", "source") if key in batch}
+        return batch | {key: value.float() / 255 for key, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4}
 
     # For ``data check`` and ``data show``
 
@@ -270,9 +298,30 @@ class DomainImages(SplitData):
         return preview(item)
 
 
-def _readable(path: Path) -> bool:
-    try:
-        open_picture(path)
-    except OSError:
-        return False
-    return True
+REMEDIES: dict[Unfit, str] = {
+    "animated": "save the frame that you mean as a picture",
+    "CMYK": "inks of a print, whose colours depend on its profile: save as RGB",
+    "unreadable": "mend or remove",
+}
+
+
+def _all_fit(field: str, paths: list[Path]) -> list[Path]:
+    """The files as they are, each read once.
+
+    Raises:
+        MissingPath: There are none.
+        UserError: Some cannot be read, show several pictures, or are in inks.
+    """
+    if not paths:
+        raise MissingPath(f"{field}: there are no pictures in the folder.")
+    found = {path.name: unfit(path) for path in paths}
+    wrong = [
+        f"{some(names)} ({kind}; {remedy})"
+        for kind, remedy in REMEDIES.items()
+        if (names := [n for n, each in found.items() if each == kind])
+    ]
+    if wrong:
+        raise UserError(
+            f"{field}: with about ten pictures each counts, and {len([*filter(None, found.values())])} are unfit: {'; '.join(wrong)}."
+        )
+    return paths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image, ImageOps
 
@@ -43,6 +44,23 @@ def open_picture(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(picture).convert("RGB")
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise OSError(f"{path}: {error}") from error
+
+
+Unfit = Literal["animated", "CMYK", "unreadable"]
+
+
+def unfit(path: Path) -> Unfit | None:
+    """Why a picture cannot be one of a few that each count: it moves, its colours are inks, or it cannot be read. ``None``: it is fit."""
+    try:
+        with Image.open(path) as picture:
+            if getattr(picture, "n_frames", 1) > 1:
+                return "animated"
+            if picture.mode == "CMYK":
+                return "CMYK"
+        open_picture(path)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return "unreadable"
+    return None
 
 
 def preview(item: Item) -> list[Image.Image]:

@@ -202,10 +202,16 @@ class DomainBatch(TypedDict):
 
     target: Tensor
     """(B, 3, H, W) RGB: uint8 from the loader, float32 in [0, 1] on the device."""
-    source: Tensor
-    """(B, 3, H, W), likewise."""
+    source: NotRequired[Tensor]
+    """(B, 3, H, W), likewise; where there are such pictures."""
+    subject: NotRequired[Tensor]
+    """(B, 3, H, W), likewise, of a subject that is learned beside the domain."""
+    subject_source: NotRequired[Tensor]
+    """(B, 3, H, W), likewise, of the subject's plain category."""
     target_id: list[str]
-    source_id: list[str]
+    source_id: NotRequired[list[str]]
+    subject_id: NotRequired[list[str]]
+    subject_source_id: NotRequired[list[str]]
     index: Tensor
     """(B,) int64, position in the epoch; names a pair across ranks."""
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
+PARTS = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+
 
 @dataclass
 class Components:
@@ -50,8 +52,46 @@ def load_components(name: str) -> Components:
         MissingPath: A part is not on this machine.
         UserError: A part is not what its name says.
     """
-    tokenizer, text_encoder = load_text(name)
-    return Components(tokenizer, text_encoder, load_vae(name), load_unet(name), load_scheduler(name))
+    source = Path(resolve(name))
+    if source.is_file():
+        raise UserError(
+            f"model.backbone: {source} is one file. A folder in diffusers' format is read; "
+            "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes one."
+        )
+    if source.is_dir() and (absent := [part for part in PARTS if not (source / part).is_dir()]):
+        raise MissingPath(f"model.backbone: {source} is no whole Stable Diffusion: {', '.join(f'{part}/' for part in absent)} missing.")
+    scheduler = load_scheduler(name)
+    refuse_other_conditions(name)
+    return Components(*load_text(name), load_vae(name), load_unet(name), scheduler)
+
+
+def refuse_other_conditions(name: str) -> None:
+    """A UNet that wants more than latents, a timestep and one text: of SDXL, for inpainting, for classes. Its configuration says so.
+
+    Raises:
+        UserError: It does.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    source = resolve(name)
+    try:
+        unet, vae = (
+            dict(kind.load_config(source, subfolder=part, local_files_only=True))
+            for kind, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+        )
+    except OSError:
+        return  # loading says what is missing
+    if unet.get("addition_embed_type") is not None or (Path(source) / "text_encoder_2").is_dir():
+        raise UserError(
+            f"model.backbone: {name} is an SDXL, whose UNet also takes a pooled text and sizes of the picture, and whose text comes from "
+            "two towers; that is not supported. Use a Stable Diffusion 1 or 2."
+        )
+    wanted, channels = unet.get("in_channels", 4), vae.get("latent_channels", 4)
+    if wanted != channels or unet.get("class_embed_type") is not None:
+        raise UserError(
+            f"model.backbone: the UNet of {name} takes {wanted} channels, its latents have {channels}. It wants more than latents and "
+            "text, as those for inpainting do; use a plain Stable Diffusion 1 or 2."
+        )
 
 
 def load_text(name: str) -> tuple[CLIPTokenizer, CLIPTextModel]:

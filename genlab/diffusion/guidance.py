@@ -25,7 +25,7 @@ def enhanced(pipe: Any, mode: Enhancement, base: Tensor, strength: float = 1.0) 
     Args:
         pipe: A pipeline that calls ``unet`` on ``[unconditional; conditional]``.
         mode: Which; ``off`` changes nothing.
-        base: (1, L, D), text states of V, or of N.
+        base: (1, L, D), text states of V, or of N; or (B, L, D), one a picture.
         strength: l.
 
     Raises:

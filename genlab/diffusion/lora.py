@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from torch import Tensor, nn
 
-from genlab.errors import UserError
+from genlab.errors import MissingPath, UserError
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -66,3 +67,29 @@ def load_lora_state(unet: nn.Module, state: dict[str, Tensor]) -> None:
     if wrong:
         raise UserError(f"LoRA: {len(wrong)} of {len(own)} tensors do not fit, such as {wrong[0]}; another network, other layers or rank?")
     set_peft_model_state_dict(cast(Any, unet), state, adapter_name=NAME)
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a UNet's LoRA in a file of diffusers (either of its spellings), under peft's names, and what the file says of itself.
+
+    Raises:
+        MissingPath: It is not there.
+        UserError: It holds no such LoRA.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MissingPath(f"LoRA: {path} is not there. It is pytorch_lora_weights.safetensors of a run's folder lora/.")
+    try:
+        with safe_open(path, "pt") as file:
+            facts, state = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"LoRA: {path} cannot be read ({error}). Is it whole?") from error
+    spelled = {
+        key.removeprefix("unet.").replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B."): value
+        for key, value in state.items()
+        if key.startswith("unet.")
+    }
+    if not spelled or any("lora_A" not in key and "lora_B" not in key for key in spelled):
+        raise UserError(f"LoRA: {path} has no tensors such as unet.(module).lora_A.weight; diffusers' format is read.")
+    return spelled, facts

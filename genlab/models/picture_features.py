@@ -5,6 +5,7 @@ Never to be compared with figures of Inception or VGG; metrics carry its name.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -37,12 +38,19 @@ class LitePictureFeatures(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         return self.network(self.prepared(pictures))
 
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """What distances are taken between: unit vectors (B, C, h, w) of every stage. (B, 3, H, W) -> one a stage."""
+        net = cast(Any, self.network)
+        found, x = [], net.bn1(net.conv_stem(self.prepared(pictures)))
+        for stage in net.blocks:
+            x = stage(x)
+            found.append(F.normalize(x, dim=1))
+        return found
+
+    def apart(self, one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+        """Distance of pictures by their maps: (B, C, h, w) and as many, or one for all -> (B,)."""
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(one, other, strict=True)]).sum(0)
+
     def distance(self, one: Tensor, other: Tensor) -> Tensor:
         """(B, 3, H, W) twice -> (B,)."""
-        net = cast(Any, self.network)
-        a, b = (net.bn1(net.conv_stem(self.prepared(each))) for each in (one, other))
-        found = torch.zeros(len(one), device=one.device)
-        for stage in net.blocks:
-            a, b = stage(a), stage(b)
-            found += (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square().sum(1).mean((1, 2))
-        return found
+        return self.apart(self.maps(one), self.maps(other))

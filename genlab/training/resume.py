@@ -64,6 +64,7 @@ class ExactResume(Callback):
         # A method that asks for the number of steps of so many epochs makes Lightning build the loaders before it reads where they were,
         # and then it never tells them: the epoch would begin anew. Does nothing where they know already.
         trainer.fit_loop._load_combined_loader_states()
+        self._begin_a_whole_epoch(trainer)
         if self._started_with is None:
             return
         if [len(groups) for groups in self._started_with] != [len(groups) for groups in self._fresh]:
@@ -82,6 +83,16 @@ class ExactResume(Callback):
                     else:
                         group[key] = new[key]
         self._started_with = None
+
+    def _begin_a_whole_epoch(self, trainer: Trainer) -> None:
+        """Where ``max_steps`` ended a run at an epoch's end, Lightning would count the batches of that epoch into the next one and cut it
+        short. Does nothing within an epoch."""
+        epoch, loop = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
+        whole = loop.batch_progress.current.completed >= trainer.num_training_batches
+        if self._states is not None and whole and epoch.ready == epoch.completed:
+            loop.batch_progress.reset_on_run()
+            loop.scheduler_progress.reset_on_run()
+            loop.automatic_optimization.optim_progress.reset_on_run()
 
     @staticmethod
     def _rescale(trainer: Trainer, optimizer: torch.optim.Optimizer, i: int, old: float, new: float) -> None:

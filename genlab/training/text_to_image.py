@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
@@ -12,16 +13,17 @@ from torch import Tensor
 
 from genlab.batches import Evaluated, PromptBatch, Strip
 from genlab.diffusion.components import Components, encode_image, load_components, pipeline_options
+from genlab.diffusion.estimates import StageCost, estimate_table, measure_pass
 from genlab.diffusion.guidance import Enhancement, enhanced
 from genlab.diffusion.prior_images import fill_folder
 from genlab.diffusion.prompts import PromptCache, render
 from genlab.errors import UserError
 from genlab.files import cache_folder, write_json
-from genlab.metrics.t2i import FewShotQuality
-from genlab.models.picture_features import LitePictureFeatures
 from genlab.store import content_key
 from genlab.training.base import Method
 from genlab.training.features import weights_key
+from genlab.training.generation_quality import Measures, Quality
+from genlab.training.picture_sheets import Sheet
 from genlab.training.randomness import keyed_torch_generator
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class DomainSource(Protocol):
         """The few pictures (N, 3, S, S) uint8."""
         ...
 
+    def reference_pictures(self) -> Tensor | None:
+        """Many more of the domain, likewise, where there are any."""
+        ...
+
 
 def _is_domain(data: object) -> bool:
     return isinstance(data, DomainSource)
@@ -61,8 +67,9 @@ class TextToImage(Method):
     templates with ``{V}``, the identifier, and ``{N}``, the category.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, measures: Measures | None = None) -> None:
         super().__init__()
+        self.measures = measures or Measures()
         self.components: Components | None = None
         self._kept_latents: dict[str, tuple[Tensor, Tensor]] = {}
         self._prompts: PromptCache | None = None
@@ -138,9 +145,17 @@ class TextToImage(Method):
 
     def prompt(self, template: str) -> str:
         """``{V}`` and ``{N}`` of a template filled in, and ``{target}`` and ``{source}``, the method's own prompts."""
-        words = {"V": str(self.hparams.identifier), "N": str(self.data.category)}
+        words = self.words_of_prompts()
         own = {"target": render(self.target_template, **words), "source": render(self.source_template, **words)}
         return render(template, **words, **own)
+
+    def words_of_prompts(self) -> dict[str, str]:
+        """What stands for ``{V}``, ``{N}`` ... in templates."""
+        return {"V": str(self.hparams.identifier), "N": str(self.data.category)}
+
+    def plain_prompt(self, prompt: str) -> str:
+        """A prompt without the identifier, which means nothing to networks that were not tuned."""
+        return " ".join(re.sub(rf"(?<!\S){re.escape(str(self.hparams.identifier))}(?!\w)", " ", prompt).split())
 
     def rendered(self, batch: PromptBatch) -> PromptBatch:
         """A batch of templates -> of prompts."""
@@ -182,6 +197,12 @@ class TextToImage(Method):
         """N(0, 1) of (B, C, 1, 1), likewise."""
         return self._drawn((like.shape[1], 1, 1), like, ids, numbers, "offset", *keys)
 
+    def timesteps(self, ids: Sequence[str], numbers: Sequence[int], step: int) -> Tensor:
+        """One timestep a sample (B,), uniformly, likewise."""
+        count = len(self.parts.alphas_cumprod)
+        keys = [keyed_torch_generator(self.hparams.seed, "timestep", step, name, number) for name, number in zip(ids, numbers)]
+        return torch.stack([torch.randint(count, (), generator=each) for each in keys]).to(self.device)
+
     def _drawn(self, shape: Sequence[int], like: Tensor, ids: Sequence[str], numbers: Sequence[int], *keys: int | str) -> Tensor:
         generators = [keyed_torch_generator(self.hparams.seed, *keys, name, number) for name, number in zip(ids, numbers)]
         return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators]).to(like)
@@ -207,7 +228,7 @@ class TextToImage(Method):
         prompts: Sequence[str],
         numbers: Sequence[int],
         enhancement: Enhancement = "off",
-        base: str = "",
+        base: str | Sequence[str] = "",
         strength: float = 1.0,
         key: str = "draw",
     ) -> Tensor:
@@ -215,18 +236,40 @@ class TextToImage(Method):
 
         Args:
             enhancement: See :func:`genlab.diffusion.guidance.enhanced`.
-            base: Its prompt.
+            base: Its prompt, for all or for each.
             strength: Of it.
         """
         h, parts, pipe = self.hparams, self.parts, self.pipeline()
         side = int(cast(Any, parts.unet).config.sample_size)
         like = torch.empty(1, int(cast(Any, parts.vae).config.latent_channels), side, side, device=self.device)
         latents = self.noise(like, prompts, numbers, key)
-        with torch.autocast(self.device.type, enabled=False), enhanced(pipe, enhancement, self.states([base]), strength):
+        bases = self.states([base] if isinstance(base, str) else base)
+        with torch.autocast(self.device.type, enabled=False), enhanced(pipe, enhancement, bases, strength):
             return pipe(
                 prompt_embeds=self.states(prompts), negative_prompt_embeds=self.states([""] * len(prompts)), latents=latents,
                 num_inference_steps=h.sampling_steps, guidance_scale=h.guidance, output_type="pt",
             ).images.float()  # fmt: skip
+
+    def say_estimate(self, stages: Sequence[StageCost]) -> None:
+        """One table in the log: memory and time of the training that begins. A pass of the network is measured for it."""
+        if not self.trainer.is_global_zero:
+            return
+        unet, trained = cast(Any, self.network), [parameter for parameter in self.parameters() if parameter.requires_grad]
+        latents = torch.randn(
+            1, int(unet.config.in_channels), *2 * (int(unet.config.sample_size),), generator=keyed_torch_generator("pass")
+        )
+        with torch.autocast(self.device.type, enabled=False):
+            one = measure_pass(unet, latents.to(self.device), self.states([self.prompt("{target}")]), trained)
+        state = 2 if self.hparams.get("eight_bit_adam") else 8
+        log.info("%s", estimate_table(one, self, stages, state))
+
+    def prior_stage(self, count: int) -> StageCost:
+        """The drawing of so many prior pictures, for the estimate; what the cache holds already is not known yet."""
+        return StageCost("prior pictures that are missing, at most", count, 0, 2 * self.hparams.sampling_steps)
+
+    def training_steps(self) -> int:
+        """Of the whole run."""
+        return max(int(self.trainer.max_steps), 0) or int(self.trainer.estimated_stepping_batches)
 
     def prior_path(self, prompt: str) -> Path:
         """Where pictures of a prompt by the plain model are kept, of these settings to sample."""
@@ -258,24 +301,42 @@ class TextToImage(Method):
         rendered = self.rendered(batch)
         return self.evaluated(rendered, self.draw_batch(rendered))
 
+    def ways_to_draw(self, batch: PromptBatch) -> Iterator[tuple[str, PromptBatch, Tensor]]:
+        """In ``predict``: name of a way to sample, a batch or part of it, and its pictures. Methods with several ways yield them all."""
+        yield "", batch, self.draw_batch(batch)
+
+    def on_predict_start(self) -> None:
+        self._sheet = Sheet(Path(self.trainer.default_root_dir))
+
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
-        return self.validation_step(batch, batch_idx)
+        """Every picture becomes a file in ``pictures/``; at the end all are in ``media/grid.png``."""
+        rows: list[dict[str, Any]] = []
+        for way, part, pictures in self.ways_to_draw(self.rendered(batch)):
+            named: PromptBatch = {**part, "id": [f"{name}-{way}" if way else name for name in part["id"]]}
+            self._sheet.add(named["id"], [f"{prompt} ({way})" if way else prompt for prompt in part["prompt"]], pictures)
+            rows += self.evaluated(named, pictures)["rows"]
+        return {"rows": rows}
+
+    def on_predict_epoch_end(self) -> None:
+        self._sheet.finish(self.trainer.is_global_zero)
 
     def on_test_start(self) -> None:
         """Gets ready to measure drawn pictures against the datamodule's few real ones."""
-        features = LitePictureFeatures().to(self.device)
-        self.quality = FewShotQuality(features, features.distance, self.data.real_pictures().float() / 255).to(self.device)
+        reference = self.data.reference_pictures()
+        self.quality = Quality(
+            self.measures, self.data.real_pictures().float() / 255, None if reference is None else reference.float() / 255
+        ).to(self.device)
 
     def test_step(self, batch: PromptBatch, batch_idx: int) -> Evaluated:
         rendered = self.rendered(batch)
         pictures = self.draw_batch(rendered)
-        self.quality.update(pictures, batch["index"])
+        self.quality.update(pictures, batch["index"], [self.plain_prompt(each) for each in rendered["prompt"]])
         evaluated = self.evaluated(rendered, pictures)
         return evaluated if batch_idx == 0 else {"rows": evaluated["rows"]}
 
     def on_test_epoch_end(self) -> None:
-        """Logs ``test/lite0_*``: the name says whose features they are."""
-        self.log_dict({f"test/lite0_{name}": value.to(self.device) for name, value in self.quality.compute().items()})
+        """Logs ``test/lite0_*`` and its like: the name says whose features they are."""
+        self.log_dict({f"test/{name}": value.to(self.device) for name, value in self.quality.compute().items()})
 
     def evaluated(self, batch: PromptBatch, pictures: Tensor) -> Evaluated:
         """Rows and strips of drawn pictures."""
@@ -291,3 +352,11 @@ class TextToImage(Method):
             for prompt, places in grouped.items()
         ]
         return {"rows": rows, "strips": strips}
+
+
+def part_of(batch: PromptBatch, places: Sequence[int]) -> PromptBatch:
+    """Some prompts of a batch."""
+    return {
+        "prompt": [batch["prompt"][i] for i in places], "id": [batch["id"][i] for i in places],
+        "number": batch["number"][list(places)], "index": batch["index"][list(places)],
+    }  # fmt: skip

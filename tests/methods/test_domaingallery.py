@@ -19,7 +19,8 @@ from genlab.diffusion.guidance import enhanced
 from genlab.diffusion.lora import attach_lora, load_lora_state, lora_disabled, lora_state
 from genlab.diffusion.schedule import add_noise, offset_noise, scaled_linear, sub_schedule, training_target
 from genlab.losses.similarity_consistency import other_similarities, similarity_consistency
-from genlab.methods.domaingallery import DomainGallery, Similarity, Texts, erasure_losses, finetuning_losses, similar_pictures
+from genlab.methods.domaingallery import DomainGallery
+from genlab.methods.domaingallery.losses import Similarity, Texts, erasure_losses, finetuning_losses, similar_pictures
 from tests.golden_files import assert_close, golden_files, load_golden
 
 TERMS = {"prior": "prior", "erase": "erasure", "disen": "disen", "target": "target", "sim": "sim"}  # ours -> the file's

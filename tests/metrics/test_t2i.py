@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from genlab.metrics.t2i import FewShotQuality, cluster_spread, kernel_distance, kid
+from genlab.metrics.t2i import FewShotQuality, MeanCosine, PromptCosine, cluster_spread, frechet_distance, kernel_distance, kid
 from tests.golden_files import golden_files, load_golden
+
+
+class Flat(torch.nn.Module):
+    """Pixels as features, for torchmetrics."""
+
+    num_features = 12
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return pictures.float().flatten(1)
 
 
 @pytest.mark.golden
@@ -38,12 +47,6 @@ def test_metrics_of_the_reference(path: Path) -> None:
 def test_kid_of_all_pictures_is_torchmetrics() -> None:
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    class Flat(torch.nn.Module):
-        num_features = 12
-
-        def forward(self, pictures: Tensor) -> Tensor:
-            return pictures.float().flatten(1)
-
     real, made = torch.randint(0, 9, (8, 3, 2, 2), dtype=torch.uint8), torch.randint(0, 12, (8, 3, 2, 2), dtype=torch.uint8)
     theirs = KernelInceptionDistance(Flat(), subsets=3, subset_size=8)
     theirs.update(real, real=True)
@@ -70,3 +73,42 @@ def test_copies_are_near_and_not_diverse() -> None:
     shuffled = measured(others, [5, 2, 11, 0, 1, 3, 4, 6, 7, 8, 9, 10])
     assert all(shuffled[name] == pytest.approx(far[name], rel=1e-5) for name in ("kid_x1000", "intra"))
     assert math.isnan(measured(others, [0])["intra"])
+
+
+def test_frechet_distance_is_torchmetrics() -> None:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    torch.manual_seed(0)
+    real, made = torch.randint(0, 9, (40, 3, 2, 2), dtype=torch.uint8), torch.randint(0, 12, (30, 3, 2, 2), dtype=torch.uint8)
+    theirs = FrechetInceptionDistance(Flat())
+    theirs.update(real, real=True)
+    theirs.update(made, real=False)
+    x, y = real.float().flatten(1), made.float().flatten(1)
+    assert float(frechet_distance(x, y)) == pytest.approx(float(theirs.compute()), rel=1e-3)
+    assert float(frechet_distance(x, x)) == pytest.approx(0, abs=1e-6)
+    assert float(frechet_distance(x, x + 2)) == pytest.approx(12 * 4, rel=1e-6), "shifted by 2 in 12 dimensions"
+    with pytest.raises(ValueError, match="two or more of each"):
+        frechet_distance(x[:1], y)
+
+
+def test_a_reference_brings_fid_and_copies_are_at_distance_zero() -> None:
+    torch.manual_seed(0)
+    real, reference = torch.rand(3, 3, 8, 8), torch.rand(40, 3, 8, 8)
+    metric = FewShotQuality(lambda x: x.mean((2, 3)), lambda a, b: (a - b).flatten(1).square().mean(1), real, reference=reference, side=4)
+    metric.update((real * 255).round() / 255, torch.arange(3))
+    found = metric.compute()
+    assert set(found) == {"kid_x1000", "kid_x1000_std", "fid", "intra", "intra_small_as_zero", "nearest"}
+    assert found["nearest"] < 1e-4 and math.isnan(found["intra"]), "a picture a cluster: no pairs"
+    assert metric.pictures[0].shape == (3, 3, 4, 4), "kept as small as the distance needs"
+    assert set(FewShotQuality(None, None, real).compute()) == set()
+
+
+def test_cosines_are_means_over_all_pairs() -> None:
+    unit = torch.eye(4)
+    metric = MeanCosine(lambda x: unit[x[:, 0, 0, 0].long()], torch.tensor([0.0, 1.0])[:, None, None, None])
+    metric.update(torch.tensor([0.0, 2.0, 1.0])[:, None, None, None])
+    metric.update(torch.tensor([0.0])[:, None, None, None])
+    assert float(metric.compute()) == pytest.approx((0.5 + 0 + 0.5 + 0.5) / 4)
+    prompts = PromptCosine(lambda x: unit[x[:, 0, 0, 0].long()], lambda texts: torch.stack([unit[int(each)] for each in texts]))
+    prompts.update(torch.tensor([0.0, 2.0])[:, None, None, None], ["0", "3"])
+    assert float(prompts.compute()) == 0.5

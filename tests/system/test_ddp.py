@@ -75,6 +75,14 @@ ROWS = {
         precision="64-true",  # in fp32 rounding errors grow by five a step: batches of eight, ten batch norms, a temperature of .07
     ),
     "cpr": Parity("tiny/cpr", "fewshot", {"the consistency loss is over all classes, on every rank": "absent"}, ("--data.shots=4",)),
+    "domaingallery": Parity(
+        "tiny/domaingallery", "domain",
+        {"the similarity loss compares pictures of a device's batch": "absent", "one timestep a step, keyed by it": "absent"},
+        (
+            "--model.sim_weight=0", "--model.erasure_steps=10", "--model.source_images=16", "--model.sampling_steps=2",
+            "--data.domain=null", "--data.pictures=2",
+        ),
+    ),
     "msta": Parity("tiny/msta", "actions", {"the consistency loss is over all classes, on every rank": "absent"}, ("--data.num_frames=4",)),
 }  # fmt: skip
 """A later method adds its row here."""
@@ -103,6 +111,7 @@ def roots(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     made["hyspefas"] = make("hyspefas", folder / "hyspefas", progress=False, train_captures=4, val_captures=1, test_captures=1, size=24)
     made["fewshot"] = make("dtd", folder / "dtd", progress=False, size=32, train=6, val=2, test=2)
     made["actions"] = make("ucf101", folder / "ucf101", progress=False, groups=4, clips=2, size=32)
+    made["domain"] = make("domain_images", folder / "domains", progress=False, reference=1, source=1) / "target_dataset/sketched_stars"
     (folder / "parts" / "diffusion.yaml").write_text(DIFFUSION.format(parts=folder / "parts"))
     return made
 

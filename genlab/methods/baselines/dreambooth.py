@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from genlab.batches import DomainBatch
+from genlab.diffusion.estimates import StageCost
 from genlab.diffusion.export import model_card, save_diffusers, save_kohya
 from genlab.diffusion.lora import attach_lora, lora_disabled
 from genlab.diffusion.losses import prior_preservation_loss
 from genlab.diffusion.schedule import add_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_bytes
-from genlab.training.randomness import keyed_torch_generator
+from genlab.training.generation_quality import Measures
+from genlab.training.optimizers import adamw, require_eight_bit
 from genlab.training.text_to_image import TextToImage
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,11 @@ class DreamBooth(TextToImage):
         rank: Of the LoRA; ``null`` trains the whole UNet.
         lr: Of AdamW. DreamBooth: 1e-6 to 5e-6 for the whole network; LoRA: 1e-4.
         weight_decay: Of AdamW.
+        eight_bit_adam: Keep AdamW's state in eight bits; takes bitsandbytes.
+        gradient_checkpointing: Compute activations again in the backward pass; saves memory.
         sampling_steps: DDIM steps of drawn pictures.
         guidance: Of classifier-free guidance.
+        measures: Networks that ``test`` measures by, beside EfficientNet-Lite0.
         seed: Of noise, timesteps and drawn pictures.
     """
 
@@ -50,14 +56,18 @@ class DreamBooth(TextToImage):
         rank: int | None = None,
         lr: float = 5e-6,
         weight_decay: float = 1e-2,
+        eight_bit_adam: bool = False,
+        gradient_checkpointing: bool = False,
         sampling_steps: int = 50,
         guidance: float = 7.5,
+        measures: Measures | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(measures)
         self.save_hyperparameters(logger=False)
         if class_images < 1 or prior_weight < 0:
             raise UserError(f"model: {class_images=} {prior_weight=}; one picture or more, and a weight from 0.")
+        require_eight_bit(eight_bit_adam)
 
     @property
     def target_template(self) -> str:
@@ -68,6 +78,8 @@ class DreamBooth(TextToImage):
         return self.hparams.class_prompt
 
     def attach(self) -> None:
+        if self.hparams.gradient_checkpointing:
+            cast(Any, self.network).enable_gradient_checkpointing()
         if self.hparams.rank is None:
             self.network.requires_grad_(True)
         else:
@@ -79,6 +91,8 @@ class DreamBooth(TextToImage):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         data = self.data
+        batch = data.hparams.batch_size
+        self.say_estimate([self.prior_stage(self.hparams.class_images), StageCost("training", self.training_steps(), 2 * batch, 0)])
         if data.wants_source:
             data.use_source(self._class_folder(data.hparams.batch_size), self.hparams.class_images)
 
@@ -95,10 +109,7 @@ class DreamBooth(TextToImage):
         numbers = batch["index"].tolist() * 2
         clean = self.latents(images, ids, numbers, step, bool(self.data.fixed_crop))
         noise, alphas = self.noise(clean, ids, numbers, step), parts.alphas_cumprod.to(self.device)
-        timesteps = torch.stack([
-            torch.randint(len(alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step, name, number))
-            for name, number in zip(ids, numbers)
-        ]).to(self.device)  # fmt: skip
+        timesteps = self.timesteps(ids, numbers, step)
         count = len(batch["target"])
         prompts = [self.prompt(h.instance_prompt)] * count + [self.prompt(h.class_prompt)] * count
         output = self.network(add_noise(clean, noise, timesteps, alphas), timesteps, self.states(prompts)).sample
@@ -108,7 +119,7 @@ class DreamBooth(TextToImage):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         h = self.hparams
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
+        return adamw(self.parameters(), h.lr, h.weight_decay, h.eight_bit_adam)
 
     def on_train_end(self) -> None:
         """Leaves a LoRA in ``lora/`` of the run, where one was trained."""

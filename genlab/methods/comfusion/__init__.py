@@ -39,6 +39,7 @@ from genlab.methods.comfusion.pictures import ScenePictures, StepScores
 from genlab.metrics.scenes import SceneScores
 from genlab.models.picture_encoders import ClipEncoder, DinoEncoder, EncoderSettings, PictureEncoder
 from genlab.reports import Report
+from genlab.training.optimizers import adamw
 from genlab.training.randomness import keyed_torch_generator
 from genlab.training.text_to_image import TextToImage
 
@@ -274,10 +275,7 @@ class ComFusion(TextToImage):
         images = torch.cat([batch["target"], batch["source"]])
         clean = self.latents(images, ids, numbers, step, bool(self.data.fixed_crop))
         noise, alphas = self.noise(clean, ids, numbers, step), parts.alphas_cumprod.to(self.device)
-        timesteps = torch.stack([
-            torch.randint(len(alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step, name, number))
-            for name, number in zip(ids, numbers)
-        ]).to(self.device)  # fmt: skip
+        timesteps = self.timesteps(ids, numbers, step)
         scenes, texts = batch["scene"].tolist(), self.in_scenes("{source}")
         states = self.states([self.prompt("{target}")] * count + [texts[scene] for scene in scenes])
         output = self.network(add_noise(clean, noise, timesteps, alphas), timesteps, states).sample
@@ -324,8 +322,7 @@ class ComFusion(TextToImage):
             }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        h = self.hparams
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
+        return adamw(self.parameters(), self.hparams.lr, self.hparams.weight_decay)
 
     def on_train_end(self) -> None:
         """Leaves the LoRA in ``lora/`` of the run, or the UNet in ``unet/``, and ``comfusion.json``, which says what it was tuned for."""
@@ -376,9 +373,6 @@ class ComFusion(TextToImage):
 
     def test_step(self, batch: Any, batch_idx: int) -> Evaluated:
         return self._drawn_and_scored(batch)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Evaluated:
-        return super().validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``, draws a grid of the scenes and the scores over the steps so far, and says which step is the best one."""
