@@ -12,7 +12,6 @@ Intervals are Student's t over the seeds' differences, averaged over subjects. T
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import statistics
 import sys
@@ -70,10 +69,8 @@ def train(out: Path, way: str, subject: Subject, seed: int) -> Path:
         scenes = json.dumps(list(scenes_of(subject).values()))
         common = ["-c", config, f"--seed_everything={seed}", f"--run.root={out / 'runs'}", f"--run.name={name}", *options]
         common += [f"--data.instance=tiny:dreambooth/{subject.name}", f"--data.scenes={scenes}", "--trainer.limit_val_batches=0"]
-        with (out / f"{name}.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            code = genlab(["fit", *common, "--trainer.enable_progress_bar=false", "--ckpt_path", "last"])  # here: imports take longer
-        if code:
-            raise SystemExit(f"{name}: exit code {code}, see {out / name}.log")
+        if code := genlab(["fit", *common, "--trainer.enable_progress_bar=false", "--ckpt_path", "last"]):  # here: imports take longer
+            raise SystemExit(f"{name}: exit code {code}")
     return folder
 
 

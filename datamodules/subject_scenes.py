@@ -268,6 +268,9 @@ class SubjectScenes(SplitData):
         """The pictures that are trained (N, 3, S, S) uint8, cut from the middle."""
         return self._cut(self.target)
 
+    def reference_pictures(self) -> None:
+        """There are not many more of one subject."""
+
     def held_back(self) -> Tensor:
         """The subject's other pictures (M, 3, S, S) uint8; M may be 0."""
         return self._cut(self.others)
