@@ -23,7 +23,13 @@ from torch import Tensor, nn
 
 from genlab.batches import ConceptBatch, Evaluated, PromptBatch
 from genlab.diffusion.components import encode_text
-from genlab.diffusion.custom_diffusion import Freeze, attach_custom_diffusion, save_custom_diffusion
+from genlab.diffusion.custom_diffusion import (
+    Freeze,
+    attach_custom_diffusion,
+    load_custom_diffusion_state,
+    read_custom_diffusion,
+    save_custom_diffusion,
+)
 from genlab.diffusion.export import save_lora
 from genlab.diffusion.lora import attach_lora, lora_disabled
 from genlab.diffusion.losses import diffusion_loss, masked_loss
@@ -70,6 +76,7 @@ class MultiModalPrompt(TextToImage):
             each concept; ``textual_inversion``, the words alone, without pictures of the plain model.
         rank: Of the LoRA.
         freeze: Of Custom Diffusion: keys and values, or all of the attention to text.
+        start_from: File of Custom Diffusion that training begins with, ``pytorch_custom_diffusion_weights.bin`` of diffusers or of a run.
         analyser: Who takes captions apart; left out, rules of ours, no model.
         captioner: Who describes a picture of which nothing is said; left out, nobody, and ``data.concepts`` has to.
         initializers: Words that new words start from, in turn.
@@ -94,6 +101,7 @@ class MultiModalPrompt(TextToImage):
         tuner: Tuner = "dreambooth",
         rank: int = 16,
         freeze: Freeze = "crossattn_kv",
+        start_from: str | None = None,
         analyser: Analyser | None = None,
         captioner: Blip | None = None,
         initializers: Sequence[str] = ("ktn", "pll", "ucd"),
@@ -116,6 +124,8 @@ class MultiModalPrompt(TextToImage):
             raise UserError(f"model: {prior_images=} {prior_weight=} {rank=} {initializers=}; one or more, and a weight from 0.")
         if instance_prompt is not None and "{}" not in instance_prompt:
             raise UserError(f"model.instance_prompt: {instance_prompt!r} has no {{}} for the identifier and its description.")
+        if start_from is not None and tuner != "custom_diffusion":
+            raise UserError(f"model.start_from: it holds weights of Custom Diffusion, the tuner is {tuner}.")
         self.analyser, self.captioner = analyser or Rules(), captioner
         self.scored_by = scored_visual or DinoEncoder(), scored_textual or ClipEncoder()
         self.known: list[Known] = []
@@ -136,6 +146,8 @@ class MultiModalPrompt(TextToImage):
                 attach_lora(self.network, h.rank)
             case "custom_diffusion":
                 attach_custom_diffusion(self.network, h.freeze)
+                if h.start_from is not None:
+                    load_custom_diffusion_state(self.network, read_custom_diffusion(Path(h.start_from)))
         self._trained_names = {f"unet.{name}" for name, each in self.network.named_parameters() if each.requires_grad}
         words = self.identifiers() if self.has_words else []
         starts = [h.initializers[i % len(h.initializers)] for i in range(len(words))]
