@@ -17,8 +17,8 @@ from datamodules.checks import Item
 from datamodules.domain_images import Crop, PromptDataset, collate_prompts, cut
 from datamodules.images import open_picture, pictures_in, preview, unfit
 from datamodules.listfiles import some
-from datamodules.loading import SplitData
-from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
+from datamodules.prompted import FewPictures
+from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.scale_jitter import jittered
 from datamodules.subjects_index import Request, make_request, read_requests
 from datamodules.tinyworld import tiny_root
@@ -85,7 +85,7 @@ def collate_concepts(samples: list[dict[str, Any]]) -> ConceptBatch:
     return batch | {key: [each[key] for each in samples] for key in words}
 
 
-class Concepts(SplitData):
+class Concepts(FewPictures):
     """The user's sentence and pictures.
 
     Args:
@@ -211,9 +211,6 @@ class Concepts(SplitData):
         found = [cut(open_picture(path), size, "center") for path in self.request.images]
         return torch.stack(found) if found else torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
-    def reference_pictures(self) -> None:
-        """There are not many more of one subject."""
-
     # Loaders
 
     def train_dataloader(self) -> TrainLoader:
@@ -221,7 +218,7 @@ class Concepts(SplitData):
         epoch = h.steps_per_concept * (count if h.schedule == "joint" else 1)
         length, latent = epoch * h.batch_size * self.ranks()[1], 8 if h.jitter else None
         dataset = ConceptDataset(self.request.images, self.source, length, h.image_size, h.crop, latent, h.schedule, h.seed)
-        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self._options(collate_concepts))
+        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self.options(collate_concepts))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._prompts(["{generation}"])
@@ -233,18 +230,7 @@ class Concepts(SplitData):
         return self._prompts(self.hparams.prompts or ["{generation}"])
 
     def _prompts(self, prompts: Sequence[str]) -> DataLoader[Any]:
-        dataset = PromptDataset(prompts, self.hparams.pictures)
-        options = self._options(collate_prompts) | {"num_workers": 0}
-        sampler = EvalSampler(len(dataset), *self.ranks())
-        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **options)
-
-    def _options(self, collate: Any) -> dict[str, Any]:
-        self.collate = collate
-        return self.loading()
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """uint8 -> float32 in [0, 1] on the device."""
-        return batch | {key: batch[key].float() / 255 for key in ("target", "source") if key in batch}
+        return self.prompt_loader(PromptDataset(prompts, self.hparams.pictures), collate_prompts)
 
     # For ``data check`` and ``data show``
 

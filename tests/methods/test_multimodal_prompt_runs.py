@@ -48,10 +48,10 @@ def test_the_whole_way(pictures: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert found["generation"] == "A photo of <sks> a red circle on the background of <olis> a striped wall with a blue circle"
     assert found["evaluation"] == "A photo of a red circle on the background of a striped wall with a blue circle"
     assert not list(runs.glob("look/checkpoints/*")) and not (runs / "look/words").exists()
-    assert main(["fit", *common, "--run.name=whole", "--data.steps_per_concept=2", "--data.jitter=true"]) == 0
-    assert main(["fit", *common, "--run.name=parts", "--data.steps_per_concept=2", "--data.jitter=true", "--trainer.max_steps=3"]) == 0
-    parts = ["--run.name=parts", "--data.steps_per_concept=2", "--data.jitter=true", "--ckpt_path=last"]
-    assert main(["fit", *common, *parts]) == 0
+    steps = ["--data.schedule=sequential", "--data.steps_per_concept=2", "--data.jitter=true"]
+    assert main(["fit", *common, *steps, "--run.name=whole"]) == 0
+    assert main(["fit", *common, *steps, "--run.name=parts", "--trainer.max_steps=2"]) == 0
+    assert main(["fit", *common, *steps, "--run.name=parts", "--ckpt_path=last"]) == 0
     states = [torch.load(runs / name / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for name in ("whole", "parts")]
     assert states[0].keys() == states[1].keys() and all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     words = [key for key in states[0] if key.startswith("words.")]
