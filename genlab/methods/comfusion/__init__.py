@@ -410,8 +410,7 @@ class ComFusion(TextToImage):
         grids = sorted((folder / "media").glob("scenes*.png"))
         if grids:
             report.heading("Scenes").picture(grids[-1], "The subject's picture, the plain model's of the class, and the tuned model's")
-        if self.over_steps.points:
-            plot = folder / "media" / StepScores.PLOT
+        if (plot := folder / "media" / StepScores.PLOT).is_file():
             report.picture(plot, f"Fidelity against scene; suggested: step {self.over_steps.best}")
 
     # Checkpoints
