@@ -18,8 +18,8 @@ from datamodules.checks import Item
 from datamodules.domain_images import Crop, PromptDataset, cut
 from datamodules.images import open_picture, pictures_in, preview
 from datamodules.listfiles import some
-from datamodules.loading import SplitData
-from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
+from datamodules.prompted import FewPictures
+from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.subjects_index import LIST, read_prompt_lists
 from datamodules.tinyworld import tiny_root
 from genlab.batches import SceneBatch, ScenePromptBatch
@@ -103,7 +103,7 @@ def collate_scene_prompts(samples: list[dict[str, Any]]) -> ScenePromptBatch:
     return batch | {key: torch.tensor([each[key] for each in samples]) for key in ("number", "index", "scene")}
 
 
-class SubjectScenes(SplitData):
+class SubjectScenes(FewPictures):
     """A subject from one picture, and scenes that are named beforehand.
 
     Args:
@@ -293,7 +293,7 @@ class SubjectScenes(SplitData):
         h = self.hparams
         length = max(len(self.target), sum(map(len, self.source)), h.batch_size * self.ranks()[1])
         dataset = SceneDataset(self.target, self.source, length, h.image_size, h.crop, h.seed)
-        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self._options(collate_scenes))
+        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self.options(collate_scenes))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._prompts(self._numbered(self.scenes))
@@ -317,18 +317,7 @@ class SubjectScenes(SplitData):
         return [(prompt, number if scenes else -1) for number, prompt in enumerate(self.in_scenes("{target}", scenes))]
 
     def _prompts(self, prompts: Sequence[tuple[str, int]]) -> DataLoader[Any]:
-        dataset = ScenePrompts(prompts, self.hparams.pictures)
-        options = self._options(collate_scene_prompts) | {"num_workers": 0}
-        sampler = EvalSampler(len(dataset), *self.ranks())
-        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **options)
-
-    def _options(self, collate: Any) -> dict[str, Any]:
-        self.collate = collate
-        return self.loading()
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """uint8 -> float32 in [0, 1] on the device."""
-        return batch | {key: batch[key].float() / 255 for key in ("target", "source") if key in batch}
+        return self.prompt_loader(ScenePrompts(prompts, self.hparams.pictures), collate_scene_prompts)
 
     # For ``data check`` and ``data show``
 

@@ -281,3 +281,14 @@ class ScenePromptBatch(PromptBatch):
 
     scene: Tensor
     """(B,) int64, number of the scene; -1 where the prompt is of none."""
+
+
+class ConceptBatch(DomainBatch):
+    """Pictures of concepts, and where there are such as many that the plain model made of their descriptions."""
+
+    concept: Tensor
+    """(B,) int64, number of the concept."""
+    mask: NotRequired[Tensor]
+    """(B, 1, h, w) float32, latents that count, where pictures are jittered in scale."""
+    prefix: list[str]
+    """What stands before the prompt, empty or with a blank at its end."""

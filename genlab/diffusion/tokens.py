@@ -54,9 +54,10 @@ class PlaceholderTokens(nn.Module):
         embedding.register_forward_hook(self._put_in)
 
     def _remember(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """New ids lie behind the table's end: any row does, it is replaced."""
+        """New ids lie behind the table's end: any row does, it is replaced. Those of other words are left to them."""
         self._seen = args[0]
-        return (args[0].masked_fill(args[0] >= self.known, 0), *args[1:])
+        own = torch.isin(args[0], torch.tensor(self.ids, device=args[0].device))
+        return (args[0].masked_fill(own, 0), *args[1:])
 
     def _put_in(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         assert self._seen is not None

@@ -163,3 +163,25 @@ def test_as_many_parameters_as_the_paper_trains() -> None:
         attach_custom_diffusion(unet)
     assert sum(parameter.numel() for parameter in unet.parameters() if parameter.requires_grad) == 19_169_280
     assert len(custom_diffusion_state(unet)) == 32
+
+
+def test_several_new_words_learn_and_the_table_stays(tmp_path: Path) -> None:
+    """All of them, also with weight decay; in the authors' code the last one never does, and all rows decay."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    from genlab.diffusion.components import encode_text
+    from genlab.diffusion.tokens import PlaceholderTokens
+    from tests.diffusion.tiny_parts import write_parts
+
+    parts = write_parts(tmp_path)
+    tokenizer, tower = CLIPTokenizer.from_pretrained(parts / "tokenizer"), CLIPTextModel.from_pretrained(parts / "text_encoder")
+    tower.requires_grad_(False).eval()
+    table, plain = tower.get_input_embeddings().weight.clone(), encode_text(tokenizer, tower, ["red star"])
+    words = [PlaceholderTokens(tokenizer, tower, f"<{i}>", 1, start) for i, start in enumerate(["red", "red", "star"])]
+    optimizer = torch.optim.AdamW([word.embeds for word in words], 0.1, weight_decay=0.1)
+    before = [word.embeds.detach().clone() for word in words]
+    encode_text(tokenizer, tower, ["<0> <1> <2>"]).square().sum().backward()
+    optimizer.step()
+    assert all((word.embeds != old).any() for word, old in zip(words, before))
+    assert not torch.equal(words[0].embeds, words[1].embeds)
+    assert torch.equal(tower.get_input_embeddings().weight, table) and torch.equal(encode_text(tokenizer, tower, ["red star"]), plain)

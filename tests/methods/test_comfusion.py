@@ -15,7 +15,7 @@ from genlab.diffusion.denoising import Denoising, denoised
 from genlab.diffusion.losses import diffusion_loss
 from genlab.diffusion.prompts import render
 from genlab.diffusion.schedule import add_noise, predict_x0, scaled_linear, sub_schedule
-from genlab.methods.comfusion import Coarse, Fusion, coarse_pictures, matching
+from genlab.methods.comfusion.fusion import Coarse, Fusion, coarse_pictures, matching
 from genlab.methods.comfusion.pictures import best_step
 from genlab.metrics.scenes import SceneScores, diversity, fidelity
 from genlab.models.picture_encoders import ClipPictures, DinoPictures

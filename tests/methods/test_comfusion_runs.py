@@ -30,7 +30,7 @@ def test_the_whole_way(picture: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("GENLAB_CACHE", str(tmp_path / "cache"))
     common = [
         "-c", "tiny/comfusion", f"--data.instance={picture}", "--data.class_name=star", '--data.scenes=["on paper", "in a studio"]',
-        "--data.batch_size=2", "--data.pictures=2", "--model.images_per_scene=3", "--model.sampling_steps=2", "--model.fusion_steps=2",
+        "--data.batch_size=2", "--data.pictures=2", "--model.images_per_scene=2", "--model.sampling_steps=2", "--model.fusion_steps=2",
         "--trainer.val_check_interval=4", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
     ]  # fmt: skip
     assert main(["fit", *common, "--run.name=whole", "--trainer.max_steps=6"]) == 0

@@ -17,17 +17,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from genlab.batches import Evaluated, SceneBatch, ScenePromptBatch
-from genlab.diffusion.components import decoded, load_unet
-from genlab.diffusion.denoising import Denoising, denoised
+from genlab.diffusion.components import load_unet
+from genlab.diffusion.denoising import Denoising
 from genlab.diffusion.export import save_lora
 from genlab.diffusion.lora import attach_lora, lora_disabled
 from genlab.diffusion.losses import diffusion_loss
@@ -35,10 +33,12 @@ from genlab.diffusion.prior_images import missing_pictures, read_pictures
 from genlab.diffusion.schedule import add_noise, training_target
 from genlab.errors import UserError
 from genlab.files import write_json
+from genlab.methods.comfusion.fusion import Fusion, coarse_pictures, matching
 from genlab.methods.comfusion.pictures import ScenePictures, StepScores
 from genlab.metrics.scenes import SceneScores
 from genlab.models.picture_encoders import ClipEncoder, DinoEncoder, EncoderSettings, PictureEncoder
 from genlab.reports import Report
+from genlab.training.optimizers import adamw
 from genlab.training.randomness import keyed_torch_generator
 from genlab.training.text_to_image import TextToImage
 
@@ -47,44 +47,6 @@ log = logging.getLogger(__name__)
 Trained = Literal["unet", "lora", "kv"]
 Start = Literal["class_scene", "instance", "noise"]
 MatchedText = Literal["class_scene", "instance_scene", "scene_only"]
-
-
-class Fusion(NamedTuple):
-    """Settings of the fusion stream, see :class:`ComFusion`."""
-
-    steps: int = 5
-    guidance: float = 1.0
-    grad_steps: int | None = None
-    recompute: bool = False
-
-
-class Coarse(NamedTuple):
-    """Clean latents (B, C, h, w) by a few steps, the picture (B, 3, H, W) in [0, 1], and the share of its values that had to be clamped."""
-
-    latents: Tensor
-    picture: Tensor
-    clamped: Tensor
-
-
-def coarse_pictures(model: Denoising, vae: Any, noised: Tensor, timestep: int, text: Tensor, empty: Tensor, fusion: Fusion) -> Coarse:
-    """What the subject in the scene looks like after a few denoising steps, differentiable.
-
-    Args:
-        noised: (B, C, h, w), latents at ``timestep``.
-        text: (B, L, D), states of "a V c s".
-        empty: (L, D), for guidance.
-    """
-    latents = denoised(model, noised, timestep, text, empty, fusion.steps, fusion.guidance, fusion.grad_steps)
-    with torch.autocast(latents.device.type, enabled=False):  # half precision overflows in some autoencoders
-        again = fusion.recompute and latents.requires_grad
-        picture = checkpoint(decoded, vae, latents.float(), use_reentrant=False) if again else decoded(vae, latents)
-    outside = ((picture < 0) | (picture > 1)).float().mean()
-    return Coarse(latents, picture.clamp(0, 1), outside)
-
-
-def matching(features: Tensor, wanted: Tensor) -> Tensor:
-    """Mean of 1 - cosine: (B, D), (B, D) or (1, D) -> scalar; the form is ours."""
-    return (1 - F.cosine_similarity(features, wanted, dim=1)).mean()
 
 
 class ComFusion(TextToImage):
@@ -274,10 +236,7 @@ class ComFusion(TextToImage):
         images = torch.cat([batch["target"], batch["source"]])
         clean = self.latents(images, ids, numbers, step, bool(self.data.fixed_crop))
         noise, alphas = self.noise(clean, ids, numbers, step), parts.alphas_cumprod.to(self.device)
-        timesteps = torch.stack([
-            torch.randint(len(alphas), (), generator=keyed_torch_generator(h.seed, "timestep", step, name, number))
-            for name, number in zip(ids, numbers)
-        ]).to(self.device)  # fmt: skip
+        timesteps = self.timesteps(ids, numbers, step)
         scenes, texts = batch["scene"].tolist(), self.in_scenes("{source}")
         states = self.states([self.prompt("{target}")] * count + [texts[scene] for scene in scenes])
         output = self.network(add_noise(clean, noise, timesteps, alphas), timesteps, states).sample
@@ -324,8 +283,7 @@ class ComFusion(TextToImage):
             }
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        h = self.hparams
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], h.lr, weight_decay=h.weight_decay)
+        return adamw(self.parameters(), self.hparams.lr, self.hparams.weight_decay)
 
     def on_train_end(self) -> None:
         """Leaves the LoRA in ``lora/`` of the run, or the UNet in ``unet/``, and ``comfusion.json``, which says what it was tuned for."""
@@ -377,9 +335,6 @@ class ComFusion(TextToImage):
     def test_step(self, batch: Any, batch_idx: int) -> Evaluated:
         return self._drawn_and_scored(batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Evaluated:
-        return super().validation_step(batch, batch_idx)
-
     def on_validation_epoch_end(self) -> None:
         """Logs ``val/...``, draws a grid of the scenes and the scores over the steps so far, and says which step is the best one."""
         found = self._finish("val", f"scenes_step{self.global_step:06d}")
@@ -404,7 +359,7 @@ class ComFusion(TextToImage):
         if self.data.wants_source:
             count = min(2, self.hparams.images_per_scene)
             beside = [read_pictures(folder, count) for folder in self.class_folders(count)]
-        self._grid.gather(self.trainer.world_size)
+        self._grid.gather()
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             path = Path(self.trainer.default_root_dir) / "media" / f"{name}.png"
             self._grid.sheet(path, self.data.real_pictures()[0], beside)
@@ -416,8 +371,7 @@ class ComFusion(TextToImage):
         grids = sorted((folder / "media").glob("scenes*.png"))
         if grids:
             report.heading("Scenes").picture(grids[-1], "The subject's picture, the plain model's of the class, and the tuned model's")
-        if self.over_steps.points:
-            plot = folder / "media" / StepScores.PLOT
+        if (plot := folder / "media" / StepScores.PLOT).is_file():
             report.picture(plot, f"Fidelity against scene; suggested: step {self.over_steps.best}")
 
     # Checkpoints

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed
 from torch import Tensor
 
 from genlab.figures import chart, finish, frame_strip, stack
 from genlab.files import write_json
+from genlab.training.gathering import gather_list
 
 Point = tuple[int, float, float]
 """Step, fidelity to the subject, agreement with the scene."""
@@ -35,12 +34,9 @@ class ScenePictures:
             if count < self.most:
                 self._kept[place, count] = prompt, picture
 
-    def gather(self, world_size: int) -> None:
+    def gather(self) -> None:
         """Brings together what all processes have."""
-        if world_size > 1:
-            found: list[dict[tuple[int, int], tuple[str, np.ndarray]]] = [{} for _ in range(world_size)]
-            torch.distributed.all_gather_object(found, self._kept)
-            self._kept = {key: value for each in found for key, value in each.items()}
+        self._kept = dict(gather_list(list(self._kept.items())))
 
     def sheet(self, path: Path, real: Tensor, beside: Sequence[Tensor]) -> None:
         """Writes it: a row per scene with the subject's picture, those of the plain model, and those of the tuned one.
