@@ -130,7 +130,7 @@ class TextualInversion(TextToImage):
             return
         h, folder = self.hparams, Path(self.trainer.default_root_dir) / "embeddings"
         self.words.export(folder / EMBEDDINGS)
-        facts = {"base_model": str(h.backbone), "method": "Textual Inversion (arXiv 2208.01618)", "word": h.identifier}
+        facts = {"base_model": str(h.backbone), "method": "Textual Inversion (arXiv 2208.01618)", "word": f"`{h.identifier}`"}
         facts |= {"vectors": str(h.vectors), "category": str(self.data.category), "steps": str(self.global_step)}
         usage = f'pipe.load_textual_inversion("embeddings/{EMBEDDINGS}")\npipe("{self.prompt(h.target_prompt)}").images[0]'
         write_bytes(folder / "README.md", model_card(f"Embedding of {h.identifier!r}", facts, usage))
