@@ -6,7 +6,7 @@ Both are trained through the command line with the same steps, rank, batches, ra
 (experiments/tiny/comfusion.yaml and dreambooth_subject.yaml), on the first picture of three subjects of tiny:dreambooth; the recipe was
 chosen on another one. Scenes are the first four backgrounds but the picture's own. Every model then draws the same prompts from the same
 noise. tiny:judge says what is seen; it is part of no loss (the losses have tiny:clip). Diversity is 1 - cosine by EfficientNet-Lite0.
-Intervals are Student's t over the seeds' differences, averaged over subjects. The table is also in OUT/claim.md, the pictures in OUT/grids.
+Intervals are Student's t over the differences of all pairs of seed and subject. The table is also in OUT/claim.md, pictures in OUT/grids.
 """
 
 from __future__ import annotations
@@ -126,24 +126,22 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for seed in given.seeds:  # a whole table of one seed before the next
         for way in WAYS:
-            figures = []
             for subject in chosen:
                 folder = train(out, way, subject, seed)
                 if not (folder / "claim.json").exists():
                     grid = out / "grids" / f"{folder.name}.png"
                     (folder / "claim.json").write_text(json.dumps(measure(loaded(folder), subject, WORD, judge, lite, grid)))
-                figures.append(json.loads((folder / "claim.json").read_text()))
-            found[way].append({name: statistics.fmean(each[name] for each in figures) for name in ROWS})
-            print(way, seed, {name: round(value, 3) for name, value in found[way][-1].items()}, flush=True)
+                found[way].append(json.loads((folder / "claim.json").read_text()))
+                print(way, subject.name, seed, {name: round(value, 3) for name, value in found[way][-1].items()}, flush=True)
     text = table(plain, found)
     (out / "claim.md").write_text(text)
     print(text)
 
 
 def table(plain: list[dict[str, float]], found: dict[str, list[dict[str, float]]]) -> str:
-    """Means over subjects and seeds, and differences to DreamBooth paired by seed."""
+    """Means over subjects and seeds, and differences to DreamBooth paired by both."""
     others = [way for way in WAYS if way != "DreamBooth"]
-    seeds = len(found["DreamBooth"])
+    seeds = len(found["DreamBooth"]) // len(SUBJECTS)
     head = f"| {seeds} seeds x {len(SUBJECTS)} subjects x 4 scenes | plain model, subject in words | {' | '.join(WAYS)} |"
     lines = [head + "".join(f" {way} less DreamBooth |" for way in others), "|---" * (2 + len(WAYS) + len(others)) + "|"]
     for name, title in ROWS.items():
