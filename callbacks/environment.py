@@ -191,7 +191,8 @@ def write_report(
     for name, table in tables.items() if own is None else ():
         report.table(table, caption=name)
     first = next((row.get("set") for row in rows), None)  # of several sets the first, the clean one, is plotted
-    scored = [row for row in rows if row["status"] == "ok" and str(row["label"]) in ("0", "1") and row.get("set") == first]
+    known = [row for row in rows if row["status"] == "ok" and row["score"] not in ("", None)]  # a refusal is an answer without a score
+    scored = [row for row in known if str(row["label"]) in ("0", "1") and row.get("set") == first]
     if len({row["label"] for row in scored}) == 2:
         shown = shown or Shown()
         kinds, threshold = [str(row.get(shown.kinds, "")) for row in scored], float(scored[0].get("threshold", 0.5))

@@ -59,11 +59,12 @@ def tiny_internvl(folder: Path) -> Path:
     tokenizer = byte_tokenizer(merges_of(learn_byte_tokenizer(TEXTS, 320)))
     tokenizer = Qwen2Tokenizer(
         vocab=tokenizer.get_vocab(), merges=[tuple(pair) for pair in merges_of(tokenizer)], eos_token=END_TURN, pad_token=END,
-        additional_special_tokens=[*SPECIAL, *OWN], model_max_length=512,
+        model_max_length=512,
         extra_special_tokens={
             "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>",
         },
     )  # fmt: skip
+    tokenizer.add_tokens([name for name in (*SPECIAL, *OWN) if name not in tokenizer.get_vocab()], special_tokens=True)
     ids = {name: int(cast(int, tokenizer.convert_tokens_to_ids(name))) for name in (*SPECIAL, *OWN)}
     text = TEXT | {"model_type": "qwen2", "vocab_size": len(tokenizer), "eos_token_id": ids[END_TURN], "pad_token_id": ids[END]}
     vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

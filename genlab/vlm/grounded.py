@@ -21,6 +21,7 @@ WORDS = {
     "qwen": ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
     "internvl": ("<ref>", "</ref>", "<box>", "</box>"),
 }  # fmt: skip
+STYLES: tuple[Style, ...] = ("internvl", "qwen")  # InternVL's tokenizers know the words of Qwen's too, on which they build
 EITHER = [f"(?:{'|'.join(re.escape(words[i]) for words in WORDS.values())})" for i in range(4)]
 NAMED_BOX = re.compile(f"{EITHER[0]}(?P<ref>.*?){EITHER[1]}\\s*{EITHER[2]}(?P<box>.*?){EITHER[3]}", re.S)
 NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
@@ -123,9 +124,9 @@ def style_of(processor: Any) -> Style:
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     known = tokenizer.get_vocab()
-    for style, words in WORDS.items():
-        if all(word in known for word in words):
-            return style  # type: ignore[return-value]
+    for style in STYLES:
+        if all(word in known for word in WORDS[style]):
+            return style
     raise UserError(
         "model.regions: the tokenizer has special tokens of neither Qwen nor InternVL for regions; "
         "say how they are to be written, qwen or internvl."

@@ -11,19 +11,24 @@ import lightning as L
 from datamodules.grounding import Grounding
 from datamodules.sampling import TrainLoader
 from datamodules.tinyworld import make
+from genlab.training.randomness import keyed_rng
 
 
 def plain_world(folder: Path, train: int = 64, test: int = 8) -> Path:
-    """The world; ``words_train.jsonl`` and ``words_test.jsonl`` have the verdicts alone, of as many bright as dark
-    pictures."""
+    """The world; ``words_<split>.jsonl`` has verdicts alone, of as many bright as dark pictures, ``blind_<split>.jsonl`` drawn by lot."""
     root = make("plain_defake", folder / "world", progress=False, train=train, test=test)
     for split in ("train", "test"):
         lines = [json.loads(line) for line in (root / f"grounding_{split}.jsonl").read_text().splitlines()]
         dark = [line for line in lines if "/dim/" in line["images"][0]]
         lines = [*dark, *[line for line in lines if line["images"][0].startswith("real/")][: len(dark)]]
+        lots = keyed_rng("lots", split).integers(2, size=len(lines))
         for line in lines:
-            line["messages"][-1]["content"] = f"<verdict>{'generated' if line.pop('objects', None) else 'real'}</verdict>"
-        (root / f"words_{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+            line["messages"][0]["content"] = "<image>Real?"
+        for name, generated in (("words", ["objects" in line for line in lines]), ("blind", lots)):
+            for line, each in zip(lines, generated):
+                line.pop("objects", None)
+                line["messages"][-1]["content"] = f"<verdict>{'generated' if each else 'real'}</verdict>"
+            (root / f"{name}_{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return root
 
 

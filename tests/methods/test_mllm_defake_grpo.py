@@ -28,8 +28,8 @@ def blind(root: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that has learned how to answer, and from labels drawn by lot."""
     L.seed_everything(0)
     folder = tmp_path_factory.mktemp("blind")
-    data = words_of(root, train="grounding_blind.jsonl")
-    trainer(folder, 100).fit(MllmDefakeSFT("tiny:vlm", lr=3e-3), datamodule=data)
+    data = words_of(root, train="blind_train.jsonl")
+    trainer(folder, 150).fit(MllmDefakeSFT("tiny:vlm", lr=3e-3), datamodule=data)
     return str(folder / "model")
 
 
@@ -46,7 +46,7 @@ def test_rewards_alone_teach_what_is_bright(root: Path, blind: str, tmp_path: Pa
     run = trainer(tmp_path, 60, rewards)
     run.fit(model, datamodule=words_of(root, batch_size=8, iterations=1))
     begin, end = sum(rewards.seen[:5]) / 5, sum(rewards.seen[-10:]) / 10
-    assert begin < 0.6 and end >= 0.8, (begin, end)
+    assert begin < 0.65 and end >= 0.85, (begin, end)
     assert {"train/kl", "train/clip_ratio", "train/reward_verdict", "train/reward_spread", "train/completion_length"} <= set(
         run.callback_metrics
     )

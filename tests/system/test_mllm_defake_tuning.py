@@ -53,7 +53,8 @@ def test_fine_tuned_served_and_evaluated(tmp_path: Path) -> None:
     (found,) = tmp_path.glob("runs/tiny/mllm_defake/seed0/test-*")
     metrics = json.loads((found / "results.json").read_text())["metrics"]
     assert metrics["test/fused/accuracy_strict"] >= 0.9 and (found / "report.html").is_file()
-    assert any("<think>" in row["grounded_reply"] and "</verdict>" in row["grounded_reply"] for row in read_csv(found / "predictions.csv"))
+    replies = [row["grounded_reply"] for row in read_csv(found / "predictions.csv")]
+    assert len(replies) == 80 and sum("<verdict>" in reply for reply in replies) >= 72
 
 
 def is_up(port: int) -> bool:

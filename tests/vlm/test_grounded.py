@@ -11,7 +11,7 @@ import pytest
 from datamodules.defake_index import read_grounding
 from genlab.errors import UserError
 from genlab.training.detector_tuning import conversation
-from genlab.vlm.grounded import Style, fill_target, has_grounded_form, read_regions, read_verdict, style_of
+from genlab.vlm.grounded import WORDS, Style, fill_target, has_grounded_form, read_regions, read_verdict, style_of
 from genlab.vlm.small_qwen import byte_tokenizer
 from tests.golden_files import golden_files, load_golden
 
@@ -71,9 +71,13 @@ def test_form_of_the_staged_rewards() -> None:
 def test_the_tokenizer_tells_the_style() -> None:
     assert style_of(byte_tokenizer([])) == "qwen"
 
-    class Plain:
-        def get_vocab(self) -> dict[str, int]:
-            return {}
+    class Words:
+        def __init__(self, *known: str) -> None:
+            self.known = dict.fromkeys(known, 0)
 
+        def get_vocab(self) -> dict[str, int]:
+            return self.known
+
+    assert style_of(Words(*WORDS["qwen"], *WORDS["internvl"])) == "internvl", "whose tokenizers build on Qwen's"
     with pytest.raises(UserError, match="say how they are to be written"):
-        style_of(Plain())
+        style_of(Words())
