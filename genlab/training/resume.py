@@ -89,7 +89,7 @@ class ExactResume(Callback):
         short. Does nothing within an epoch."""
         epoch, loop = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
         whole = loop.batch_progress.current.completed >= trainer.num_training_batches
-        if self._states is not None and whole and epoch.ready == epoch.completed:
+        if trainer.max_steps != -1 and self._states is not None and whole and epoch.ready == epoch.completed:
             loop.batch_progress.reset_on_run()
             loop.scheduler_progress.reset_on_run()
             loop.automatic_optimization.optim_progress.reset_on_run()
