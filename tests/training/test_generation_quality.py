@@ -57,6 +57,23 @@ def test_what_is_not_there_is_said_before_a_picture_is_drawn(tmp_path: Path, mon
         DinoFeatures(str(tmp_path / "other"))
 
 
+def test_lpips_within_clusters_takes_its_network_from_a_file(tmp_path: Path) -> None:
+    """Copies are at distance 0 of each other and of a real picture; others are not."""
+    import torchvision
+
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), tmp_path / "net.pth")
+    measures = Measures(lpips="squeeze", lpips_weights=str(tmp_path / "net.pth"), lite0=False)
+    real, other = torch.rand(2, 3, 64, 64), torch.rand(4, 3, 64, 64)
+    found = []
+    for made in (real[:1].repeat(4, 1, 1, 1), other):
+        quality = Quality(measures, real)
+        quality.update(made, torch.arange(4), [""] * 4)
+        found.append({name: float(value) for name, value in quality.compute().items()})
+    assert set(found[0]) == {"lpips_squeeze_intra", "lpips_squeeze_intra_small_as_zero", "lpips_squeeze_nearest"}
+    assert max(found[0].values()) < 1e-4 < min(found[1].values()), found
+
+
 @pytest.mark.slow
 def test_inception_of_fid_reads_its_file_and_no_other(tmp_path: Path) -> None:
     """Its averages leave padding out, so that a constant stays one."""
