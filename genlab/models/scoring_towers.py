@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import MissingPath, UserError
-from genlab.models.clip import load_clip
+from genlab.models.clip_loading import load_clip
 from genlab.weights import load_pretrained, resolve
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -29,7 +29,7 @@ class ClipScorer(nn.Module):
     """Unit vectors of pictures and of prompts in one space.
 
     Args:
-        name: See :func:`genlab.models.clip.load_clip`.
+        name: See :func:`genlab.models.clip_loading.load_clip`.
     """
 
     def __init__(self, name: str) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genlab.errors import UserError
-from genlab.models.clip import OpenClipWords, TransformersWords, Words
+from genlab.models.clip import Words
+from genlab.models.clip_loading import OpenClipWords, TransformersWords
 from genlab.models.towers import CLIP_MEAN, CLIP_STD
 from genlab.models.viclip import IMAGENET_MEAN, IMAGENET_STD, MIN_TEMP, ViCLIP, load_viclip
 from genlab.weights import load_pretrained, resolve

@@ -21,7 +21,8 @@ from genlab.batches import ClassTexts, Evaluated, FewShotBatch, Strip
 from genlab.errors import UserError
 from genlab.files import cache_folder, write_bytes
 from genlab.metrics.few_shot import classification_metrics, harmonic_mean
-from genlab.models.clip import ClipBackbone, load_clip
+from genlab.models.clip import ClipBackbone
+from genlab.models.clip_loading import load_clip
 from genlab.models.prompts import class_texts, text_prototypes
 from genlab.store import content_key
 from genlab.training.class_rows import class_rows

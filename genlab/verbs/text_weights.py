@@ -34,7 +34,7 @@ def main(args: list[str]) -> int:
     import torch
 
     from datamodules.fewshot_images import FewShotImages
-    from genlab.models.clip import load_clip
+    from genlab.models.clip_loading import load_clip
     from genlab.models.prompts import class_texts, text_prototypes
 
     backbone = load_clip(given.backbone).eval()

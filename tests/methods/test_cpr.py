@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genlab.methods.cpr import CPR, NNR, ConditionalAdapter, conditional_logits, conditional_prototypes, consistency_loss
-from genlab.models.clip import OpenClipWords, TransformersClip, openai_to_transformers
+from genlab.models.clip_loading import OpenClipWords, TransformersClip, openai_to_transformers
 from genlab.models.official_few_shot import cpr_from_official, cpr_to_official
 from genlab.models.prompts import ContextPrompts, NameTokens, class_texts, mean_of_texts
 from genlab.models.rectification import Rectifier, top_positions

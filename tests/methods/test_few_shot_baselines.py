@@ -14,7 +14,7 @@ from genlab.methods.baselines.clip_adapter import Bottleneck, mixed
 from genlab.methods.baselines.cocoop import CoCoOp
 from genlab.methods.baselines.coop import coop_rate
 from genlab.methods.baselines.tip_adapter import cache_logits, search
-from genlab.models.clip import TransformersClip
+from genlab.models.clip_loading import TransformersClip
 from genlab.models.official_few_shot import coop_from_official, coop_to_official
 from genlab.models.prompts import ContextPrompts, NameTokens
 from genlab.models.visual_prototypes import cache_keys, class_means

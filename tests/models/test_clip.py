@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from genlab.errors import MissingPath, UserError
-from genlab.models.clip import ClipBackbone, OpenClip, OpenClipWords, TransformersClip, load_clip, openai_to_transformers
+from genlab.models.clip import ClipBackbone
+from genlab.models.clip_loading import OpenClip, OpenClipWords, TransformersClip, load_clip, openai_to_transformers
 from genlab.models.prompts import name_tokens
 
 TEXTS = ["a photo of a yellow lady's slipper.", "forest.", "2012 Acura RL Sedan"]

@@ -10,7 +10,7 @@ import torch
 from datamodules.fewshot_images import FewShotImages
 from datamodules.tinyworld import make
 from genlab.errors import UserError
-from genlab.models.clip import load_clip
+from genlab.models.clip_loading import load_clip
 from genlab.models.official_few_shot import read_official, read_text_weights
 from genlab.models.prompts import class_texts, text_prototypes
 from genlab.verbs.data import main
