@@ -30,11 +30,11 @@ from datamodules.tinyworld import tiny_root
 from datamodules.tinyworld.scene import BACKGROUNDS
 from datamodules.tinyworld.subjects import Subject, subject_photos, subjects
 from genlab.cli import main as genlab
-from genlab.figures import frame_strip, stack
 from genlab.methods.comfusion import ComFusion
 from genlab.metrics.scenes import diversity, fidelity
 from genlab.models.judge import Judge
 from genlab.models.picture_encoders import LiteEncoder, PictureEncoder
+from genlab.sheets import frame_strip, stack
 from genlab.weights import load_pretrained
 
 SUBJECTS, WORD, RANK, EACH = ("circle", "cross", "moon"), "picture", 16, 8

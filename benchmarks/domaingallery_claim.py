@@ -30,11 +30,11 @@ from datamodules.tinyworld import tiny_root
 from datamodules.tinyworld.scene import SHAPES
 from genlab.diffusion.guidance import Enhancement
 from genlab.diffusion.schedule import add_noise
-from genlab.figures import frame_strip, stack
 from genlab.methods.domaingallery import DomainGallery
 from genlab.metrics.t2i import cluster_spread, kernel_distance
 from genlab.models.judge import Judge
 from genlab.models.picture_features import LitePictureFeatures
+from genlab.sheets import frame_strip, stack
 from genlab.training.randomness import keyed_torch_generator
 from genlab.weights import load_pretrained
 

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.predictions import Predictions
-from genlab import figures
+from genlab import detection_figures, figures
 from genlab.batches import Shown
 from genlab.files import read_csv, write_bytes, write_json
 from genlab.reports import Report, console_table
@@ -200,10 +200,10 @@ def write_report(
         if shown.flipped:
             scores, labels, threshold = 1 - scores, 1 - labels, 1 - threshold
         report.picture(
-            figures.score_histogram(scores, labels, kinds, threshold, folder.media / "scores.png", (shown.kept, shown.found)),
+            detection_figures.score_histogram(scores, labels, kinds, threshold, folder.media / "scores.png", (shown.kept, shown.found)),
             "Scores per set",
         )
-        report.picture(figures.roc_pr(scores, labels, kinds, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
+        report.picture(detection_figures.roc_pr(scores, labels, kinds, path=folder.media / "roc_pr.png"), "ROC and precision-recall")
     logged = read_csv(folder.path / "metrics.csv") if results["stage"] == "fit" and (folder.path / "metrics.csv").is_file() else []
     if figures.curve_groups(logged)[1]:  # a short run may have logged nothing
         report.picture(figures.curves(logged, path=folder.media / "curves.png"), "Training")

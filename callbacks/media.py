@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 
 from genlab.batches import Strip
-from genlab.figures import SIDES, frame_strip, stack
+from genlab.figures import SIDES
+from genlab.sheets import frame_strip, stack
 
 
 class Media(Callback):

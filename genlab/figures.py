@@ -1,4 +1,4 @@
-"""Pictures of results: score histograms, ROC and PR curves, training curves, bars, frame strips and contact sheets.
+"""Pictures of results in the house's look: training curves, bars, lines, points, accuracy over shots, reliability.
 
 Every function returns a PIL image and, given a ``path``, also writes it there as PNG, atomically. Blue speaks for what is as it should be
 ("real", "live"), red for what is looked for ("generated", "attack"). Pictures are deterministic; names are drawn as they are, never read
@@ -11,13 +11,12 @@ import contextlib
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw, ImageFont
+from numpy.typing import NDArray
+from PIL import Image
 
 from genlab.files import write_bytes
 
@@ -77,10 +76,10 @@ def finish(figure: Figure, path: Path | str | None) -> Image.Image:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return _saved(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
+    return saved(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
 
 
-def _saved(image: Image.Image, path: Path | str | None) -> Image.Image:
+def saved(image: Image.Image, path: Path | str | None) -> Image.Image:
     if path is not None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
@@ -94,87 +93,6 @@ def short(name: object, length: int = 28) -> str:
     if len(text) > length:
         text = text[: length // 2] + "…" + text[len(text) - length // 2 + 1 :]
     return f" {text}" if text.startswith("_") else text
-
-
-def _arrays(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    values, fake, names = np.asarray(scores, np.float64), np.asarray(labels).astype(bool), np.asarray(generators, object)
-    if not len(values) == len(fake) == len(names):
-        raise ValueError(f"{len(values)} scores, {len(fake)} labels and {len(names)} generators; need one of each per sample.")
-    return values, fake, names
-
-
-def score_histogram(
-    scores: ArrayLike,
-    labels: ArrayLike,
-    generators: Sequence[str],
-    threshold: float = 0.5,
-    path: Path | str | None = None,
-    classes: tuple[str, str] = SIDES,
-) -> Image.Image:
-    """One panel per generator: how its fakes (red) and all reals (blue) spread over the score.
-
-    Args:
-        scores: (N,) P(fake) in [0, 1].
-        labels: (N,) 1 = fake.
-        generators: N names; those of reals are not looked at.
-        threshold: Drawn as a line; the panel's title tells the recall above it.
-        path: PNG to write.
-        classes: Names of labels 0 and 1.
-    """
-    values, fake, names = _arrays(scores, labels, generators)
-    panels = sorted(set(names[fake])) or [None]
-    columns = min(len(panels), 4)
-    rows = math.ceil(len(panels) / columns)
-    bins = np.linspace(0, 1, 21)
-    with chart(max(2.2 * columns, 4.0), 1.65 * rows + 0.6, rows, columns) as (figure, axes):
-        for ax, name in zip(axes, panels):
-            mine = values[fake & (names == name)]
-            for chosen, color, label in ((values[~fake], REAL, classes[0]), (mine, FAKE, classes[1])):
-                share = np.histogram(chosen, bins)[0] / max(len(chosen), 1)
-                ax.stairs(share, bins, fill=True, color=color, alpha=0.35)
-                ax.stairs(share, bins, color=color, linewidth=1.2, label=label)
-            ax.axvline(threshold, color=INK, linewidth=0.9, linestyle=(0, (3, 2)))
-            ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], yticks=[])
-            ax.set_xticklabels(["0", "0.5", "1"])
-            ax.grid(False)
-            ax.spines["left"].set_visible(False)
-            if name is not None:
-                ax.set_title(f"{short(name, 16)}\n", fontsize=9)
-                told = f"recall {np.mean(mine > threshold):.3f} · n {len(mine)}"
-                ax.text(0, 1.04, told, transform=ax.transAxes, fontsize=7.5, color=QUIET)
-        for ax in axes[len(panels) :]:
-            ax.set_visible(False)
-        figure.supxlabel(f"score = P({classes[1]})", fontsize=9)
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
-        return finish(figure, path)
-
-
-def roc_pr(scores: ArrayLike, labels: ArrayLike, generators: Sequence[str], path: Path | str | None = None) -> Image.Image:
-    """ROC and precision-recall curves, one line per generator against all reals, with AUROC and AP; arguments as in `score_histogram`."""
-    from genlab.metrics import generators as metric  # imports torch
-
-    values, fake, names = _arrays(scores, labels, generators)
-    with chart(8.4, 3.9, 1, 2) as (figure, (roc, pr)):
-        styles = ("-", (0, (5, 1.5)), (0, (1.5, 1)))  # a palette of ten comes round again in other dashes
-        handles, entries = [], []
-        for number, name in enumerate(sorted(set(names[fake]))):
-            chosen = ~fake | (names == name)
-            s, y = values[chosen], fake[chosen]
-            color, dashes = PALETTE[number % len(PALETTE)], styles[number // len(PALETTE) % len(styles)]
-            (line,) = roc.plot(*metric.roc_curve(s, y), color=color, linestyle=dashes, linewidth=1.4)
-            recall, precision = metric.precision_recall_curve(s, y)
-            pr.step(np.append(0, recall), np.append(precision[:1], precision), where="pre", color=color, linestyle=dashes, linewidth=1.4)
-            handles.append(line)
-            entries.append(f"{short(name, 18)}  AUROC {metric.roc_auc(s, y):.3f}, AP {metric.average_precision(s, y):.3f}")
-        roc.plot([0, 1], [0, 1], color=QUIET, linewidth=0.8, linestyle=":")
-        roc.set(title="ROC", xlabel="false positive rate", ylabel="recall")
-        pr.set(title="Precision and recall", xlabel="recall", ylabel="precision")
-        for ax in (roc, pr):
-            ax.set(xlim=(-0.015, 1.015), ylim=(-0.015, 1.03))
-        if entries:
-            figure.legend(handles, entries, loc="outside lower center", ncols=min(len(entries), 2))
-        figure.set_figheight(4.4 + 0.2 * math.ceil(len(entries) / 2))
-        return finish(figure, path)
 
 
 def curves(rows: Sequence[Mapping[str, Any]], path: Path | str | None = None) -> Image.Image:
@@ -361,151 +279,3 @@ def png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
-
-
-# Frames and photographs
-
-
-def _font(size: int, bold: bool = False) -> Any:
-    """DejaVu Sans as Matplotlib ships it, found without importing Matplotlib: PIL's own font knows little beyond Latin letters."""
-    found = find_spec("matplotlib")
-    assert found and found.origin, "matplotlib is a dependency"
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(found.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
-
-
-def _fitting(text: str, width: float, font: Any) -> str:
-    """The text in one line, shortened in the middle until it is at most `width` pixels wide."""
-    text = " ".join(text.split())[:400]
-    if font.getlength(text) <= width:
-        return text
-    for keep in range(len(text) - 1, 0, -1):
-        shorter = text[: (keep + 1) // 2] + "…" + text[len(text) - keep // 2 :]
-        if font.getlength(shorter) <= width:
-            return shorter
-    return "…"
-
-
-def _rgb(name: str) -> tuple[int, ...]:
-    return tuple(bytes.fromhex(name[1:]))
-
-
-def frame_strip(
-    frames: NDArray[np.uint8],
-    heat: NDArray[Any] | None = None,
-    title: str = "",
-    path: Path | str | None = None,
-    height: int = 128,
-    sides: tuple[str, str] = SIDES,
-) -> Image.Image:
-    """A clip's frames in a row; with `heat`, a second row shows where "generated" (red) and where "real" (blue) was seen.
-
-    Args:
-        frames: (T, H, W, 3) uint8.
-        heat: (T, h, w) of any scale, > 0 speaks for "generated"; its cells are drawn as they are, not smoothed. The strongest cell of the
-            clip gets the full colour, so strips cannot be compared by colour: the key tells the value.
-        title: One line above; shortened to fit.
-        path: PNG to write.
-        height: Of one frame in pixels.
-        sides: What blue and red mean; an empty word for blue, of a heat that is never below 0.
-
-    Raises:
-        ValueError: Shapes that do not fit.
-    """
-    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
-        raise ValueError(f"frames: {frames.dtype} {frames.shape}; need uint8 (T, H, W, 3).")
-    if heat is not None and (heat.ndim != 3 or len(heat) != len(frames)):
-        raise ValueError(f"heat: {heat.shape} for {len(frames)} frames; need (T, h, w).")
-    width, gap, top = max(round(height * frames.shape[2] / frames.shape[1]), 1), 3, 26 if title else 0
-    rows, bottom = (1, 0) if heat is None else (2, 24)
-    wide = max((width + gap) * len(frames) - gap, 320 if bottom else 1)  # room for the key
-    sheet = Image.new("RGB", (wide, top + (height + gap) * rows - gap + bottom), "white")
-    small = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
-    for number, frame in enumerate(small):
-        sheet.paste(frame, ((width + gap) * number, top))
-    draw = ImageDraw.Draw(sheet)
-    if title:
-        font = _font(14, bold=True)
-        draw.text((1, 4), _fitting(title, sheet.width - 2, font), INK, font)
-    if heat is not None:
-        values = np.nan_to_num(np.asarray(heat, np.float64))
-        scale = float(np.abs(values).max())
-        for number, frame in enumerate(small):
-            overlaid = _overlaid(frame, values[number] / (scale or 1.0))
-            sheet.paste(overlaid, ((width + gap) * number, top + height + gap))
-        _heat_key(draw, sheet, scale, sides)
-    return _saved(sheet, path)
-
-
-def _overlaid(frame: Image.Image, heat: NDArray[Any]) -> Image.Image:
-    """The frame in pale grey under red (heat 1) or blue (heat -1); grey, so that the clip's own colours are not taken for heat."""
-    grey = np.repeat(90 + 0.6 * np.asarray(frame.convert("L"), np.float32)[..., None], 3, 2)
-    cells = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(frame.size, Image.Resampling.NEAREST))[..., None]
-    color = np.where(cells > 0, np.array(_rgb(FAKE), np.float32), np.array(_rgb(REAL), np.float32))
-    alpha = 0.8 * np.abs(cells)
-    return Image.fromarray((grey * (1 - alpha) + color * alpha).round().astype(np.uint8))
-
-
-def _heat_key(draw: ImageDraw.ImageDraw, sheet: Image.Image, scale: float, sides: tuple[str, str]) -> None:
-    font, y = _font(11), sheet.height - 18
-    blue, red = sides
-    left = (f"{blue} {-scale:.2g}" if scale else blue) if blue else "0"
-    right = f"{scale:+.2g} {red}" if scale else f"{red} (all zero)"
-    x = sheet.width - 100 - int(font.getlength(right)) - 8
-    ramp = np.linspace(-1 if blue else 0, 1, 100)[None].repeat(10, 0)
-    sheet.paste(_overlaid(Image.new("RGB", (100, 10), "#d2d2d2"), ramp), (x, y + 2))
-    draw.text((x - 6 - font.getlength(left), y), left, INK, font)
-    draw.text((x + 106, y), right, INK, font)
-
-
-def contact_sheet(
-    images: Sequence[NDArray[np.uint8] | Image.Image],
-    captions: Sequence[str] | None = None,
-    columns: int = 6,
-    path: Path | str | None = None,
-    width: int = 160,
-) -> Image.Image:
-    """Pictures in a grid, each fitted into a cell of the same size, with its caption below.
-
-    Args:
-        images: uint8 (H, W, 3) arrays or PIL images, of any sizes.
-        captions: One each; lines are split at newlines and shortened to fit.
-        columns: Cells per row.
-        path: PNG to write.
-        width: Of one cell in pixels; its height follows the median shape.
-
-    Raises:
-        ValueError: No images, or another number of captions.
-    """
-    if not images or (captions is not None and len(captions) != len(images)):
-        raise ValueError(f"{len(images)} images and {len(captions or [])} captions; need images, and a caption for each or none.")
-    pictures = [(image if isinstance(image, Image.Image) else Image.fromarray(image)).convert("RGB") for image in images]
-    height = round(width * float(np.clip(np.median([p.height / p.width for p in pictures]), 0.4, 2.0)))
-    lines = max((len(caption.splitlines()) for caption in captions or ()), default=0)
-    gap, below, font = 8, 15 * lines + (3 if lines else 0), _font(11)
-    columns = min(columns, len(pictures))
-    rows = math.ceil(len(pictures) / columns)
-    sheet = Image.new("RGB", ((width + gap) * columns + gap, (height + below + gap) * rows + gap), "white")
-    draw = ImageDraw.Draw(sheet)
-    for number, picture in enumerate(pictures):
-        x, y = gap + (width + gap) * (number % columns), gap + (height + below + gap) * (number // columns)
-        factor = min(width / picture.width, height / picture.height)
-        size = max(round(picture.width * factor), 1), max(round(picture.height * factor), 1)
-        enlarged = Image.Resampling.NEAREST if factor >= 2 else Image.Resampling.LANCZOS  # big pixels rather than a blur
-        draw.rectangle((x, y, x + width - 1, y + height - 1), "#f1f3f6")
-        sheet.paste(picture.resize(size, enlarged), (x + (width - size[0]) // 2, y + (height - size[1]) // 2))
-        for line, text in enumerate((captions[number] if captions else "").splitlines()):
-            draw.text((x, y + height + 3 + 15 * line), _fitting(text, width, font), INK if line == 0 else QUIET, font)
-    return _saved(sheet, path)
-
-
-def stack(images: Sequence[Image.Image], path: Path | str | None = None, gap: int = 12) -> Image.Image:
-    """Pictures below each other on white, e.g. the strips of several clips; at least one."""
-    if not images:
-        raise ValueError("images: none to stack.")
-    sheet = Image.new("RGB", (max(i.width for i in images), sum(i.height + gap for i in images) - gap), "white")
-    y = 0
-    for image in images:
-        sheet.paste(image, (0, y))
-        y += image.height + gap
-    return _saved(sheet, path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from genlab import figures
+from genlab import detection_figures, figures, sheets
 from genlab.training.randomness import keyed_rng
 
 HOSTILE = ["$x_{$ \\frac", "_hidden", "<img src=x onerror=alert(1)>" * 9]
@@ -35,12 +35,12 @@ def pictures(path: Path | None = None) -> list[Image.Image]:
     table = [{"degradation": name, "recall": 0.9, "ap": float("nan")} for name in HOSTILE]
     clip = np.zeros((4, 24, 32, 3), np.uint8)
     return [
-        figures.score_histogram(scores, labels, names, path=path),
-        figures.roc_pr(scores, labels, names, path=path),
+        detection_figures.score_histogram(scores, labels, names, path=path),
+        detection_figures.roc_pr(scores, labels, names, path=path),
         figures.curves(log_rows(), path=path),
         figures.bars(table, path=path),
-        figures.frame_strip(clip, np.ones((4, 2, 2)), HOSTILE[0], path=path),
-        figures.contact_sheet(list(clip), [*HOSTILE, "a\nb"], path=path),
+        sheets.frame_strip(clip, np.ones((4, 2, 2)), HOSTILE[0], path=path),
+        sheets.contact_sheet(list(clip), [*HOSTILE, "a\nb"], path=path),
         figures.accuracy_over_shots(shot_rows(), path=path),
         figures.reliability({name: ([0.05, 0.5, 1.0], [False, True, True]) for name in HOSTILE}, path=path),
     ]
@@ -83,15 +83,15 @@ def test_written_file_is_the_returned_picture(tmp_path):
 def test_a_test_set_of_one_class_is_drawn():
     for label in (0, 1):
         scores, labels, names = np.linspace(0, 1, 9), np.full(9, label), ["Sora" if label else ""] * 9
-        figures.score_histogram(scores, labels, names)
-        figures.roc_pr(scores, labels, names)
+        detection_figures.score_histogram(scores, labels, names)
+        detection_figures.roc_pr(scores, labels, names)
 
 
 def test_strip_shows_the_frames_and_colours_the_cell_that_spoke():
     frames = np.full((2, 40, 60, 3), 128, np.uint8)
     heat = np.zeros((2, 2, 2))
     heat[0, 0, 0], heat[1, 1, 1] = 4, -2
-    strip = np.asarray(figures.frame_strip(frames, heat, height=40)).astype(int)
+    strip = np.asarray(sheets.frame_strip(frames, heat, height=40)).astype(int)
     assert (strip[:40, :60] == 128).all()
     second = strip[43:83]
     red, none, blue = second[5, 5], second[35, 5], second[35, 63 + 55]
@@ -99,13 +99,13 @@ def test_strip_shows_the_frames_and_colours_the_cell_that_spoke():
     assert none[0] == none[1] == none[2]
     assert blue[2] > blue[0] + 40
     assert abs(red - none).max() > abs(blue - none).max()  # one scale over the whole clip
-    still = np.asarray(figures.frame_strip(frames, np.zeros((2, 2, 2)), height=40)).astype(int)[43:83, :123]
+    still = np.asarray(sheets.frame_strip(frames, np.zeros((2, 2, 2)), height=40)).astype(int)[43:83, :123]
     assert (still.max(-1) == still.min(-1)).all()
 
 
 def test_stack_keeps_every_picture_whole():
     red, blue = Image.new("RGB", (30, 10), "red"), Image.new("RGB", (50, 20), "blue")
-    sheet = figures.stack([red, blue], gap=5)
+    sheet = sheets.stack([red, blue], gap=5)
     assert sheet.size == (50, 35)
     assert [sheet.getpixel(at) for at in ((29, 9), (30, 0), (0, 12), (49, 34))] == [(255, 0, 0), (255,) * 3, (255,) * 3, (0, 0, 255)]
 
@@ -113,15 +113,15 @@ def test_stack_keeps_every_picture_whole():
 def test_wrong_shapes_are_named():
     frames = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"float64 \(2, 8, 8, 3\)"):
-        figures.frame_strip(frames / 255)
+        sheets.frame_strip(frames / 255)
     with pytest.raises(ValueError, match="for 2 frames"):
-        figures.frame_strip(frames, np.zeros((3, 2, 2)))
+        sheets.frame_strip(frames, np.zeros((3, 2, 2)))
     with pytest.raises(ValueError, match="2 images and 1 captions"):
-        figures.contact_sheet(list(frames), ["one"])
+        sheets.contact_sheet(list(frames), ["one"])
     with pytest.raises(ValueError, match=r"metrics\.csv"):
         figures.curves([{"step": "1", "epoch": "0", "other": "2"}])
     with pytest.raises(ValueError, match="3 scores, 2 labels"):
-        figures.score_histogram([0, 1, 0], [0, 1], ["", "Sora", ""])
+        detection_figures.score_histogram([0, 1, 0], [0, 1], ["", "Sora", ""])
     with pytest.raises(ValueError, match="need rows, and a numeric column"):
         figures.bars([{"name": "a", "value": "b"}])
 

@@ -26,7 +26,7 @@ GROUND = (
 RULES: dict[str, tuple[str, ...]] = {
     "genlab/methods": (
         *GROUND, "genlab.methods", "genlab.models", "genlab.diffusion", "genlab.vlm", "genlab.losses", "genlab.metrics", "genlab.training",
-        "genlab.results", "genlab.reports", "genlab.detection_figures", "genlab.figures",
+        "genlab.results", "genlab.reports", "genlab.detection_figures", "genlab.figures", "genlab.sheets",
     ),
     "genlab/models": (*GROUND, "genlab.models"),
     "genlab/diffusion": (*GROUND, "genlab.diffusion", "genlab.models"),
@@ -35,10 +35,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "genlab/metrics": (*GROUND, "genlab.metrics"),
     "genlab/comparison": (*GROUND, "genlab.comparison", "genlab.metrics", "genlab.figures", "genlab.reports"),
     "genlab/training": (
-        *GROUND, "genlab.training", "genlab.models", "genlab.diffusion", "genlab.vlm", "genlab.metrics", "genlab.figures",
+        *GROUND, "genlab.training", "genlab.models", "genlab.diffusion", "genlab.vlm", "genlab.metrics", "genlab.figures", "genlab.sheets",
     ),
     "datamodules": (*GROUND, "datamodules"),
-    "callbacks": (*GROUND, "callbacks", "genlab.results", "genlab.reports", "genlab.figures"),
+    "callbacks": (*GROUND, "callbacks", "genlab.results", "genlab.reports", "genlab.detection_figures", "genlab.figures", "genlab.sheets"),
 }  # fmt: skip
 WITHOUT_TRAINER = ("genlab/models", "genlab/diffusion", "genlab/vlm", "genlab/losses", "genlab/metrics")
 LIGHT = ("genlab/__init__.py", "genlab/__main__.py", "genlab/cli.py", "genlab/help.py", "genlab/config", "genlab/verbs")

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from genlab.figures import frame_strip, stack
 from genlab.files import write_bytes
+from genlab.sheets import frame_strip, stack
 from genlab.training.gathering import gather_list
 
 MOST = 8  # pictures of a row

@@ -205,7 +205,7 @@ def show(args: Sequence[str]) -> int:
 
     from PIL import Image
 
-    from genlab.figures import contact_sheet
+    from genlab.sheets import contact_sheet
 
     items, preview, note = _reader(given)
     groups: dict[tuple[str, str], list[Item]] = defaultdict(list)

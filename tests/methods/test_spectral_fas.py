@@ -18,7 +18,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from callbacks.preemption import LastCheckpoint
 from datamodules.hyspefas import HySpeFAS, repeat_factors
-from genlab import figures
+from genlab import detection_figures
 from genlab.cli import main
 from genlab.files import read_csv
 from genlab.methods.spectral_fas import SpectralFAS, epoch_lr, mixed, mixup_partners
@@ -191,7 +191,7 @@ def test_learns_and_goes_the_whole_way(faces: Path, tmp_path: Path, monkeypatch:
     validated = json.loads((run / "results.json").read_text())["metrics"]
     assert validated["val/acer"] <= 0.05
     drawn: list[Any] = []
-    monkeypatch.setattr(figures, "score_histogram", lambda *given: drawn.append(given) or Image.new("RGB", (9, 9)))
+    monkeypatch.setattr(detection_figures, "score_histogram", lambda *given: drawn.append(given) or Image.new("RGB", (9, 9)))
     assert main(["test", "-c", str(file), "--ckpt_path", "last"]) == 0
     test = run / "test-hyspefas"
     metrics = json.loads((test / "results.json").read_text())["metrics"]

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from genlab.figures import chart, finish, frame_strip, stack
+from genlab.figures import chart, finish
 from genlab.files import write_json
+from genlab.sheets import frame_strip, stack
 from genlab.training.gathering import gather_list
 
 Point = tuple[int, float, float]
