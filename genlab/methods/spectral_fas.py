@@ -26,12 +26,13 @@ from genlab.figures import png
 from genlab.losses.region_independence import RegionIndependence
 from genlab.losses.supcon import CrossBatchMemory, mean_over_ranks
 from genlab.metrics.acer import AttackMetrics, Rule, best_threshold
-from genlab.models.multi_attention import BorderMask, Detected, MultiAttentionDetector
+from genlab.models.multi_attention import BorderMask, DeployedDetector, Detected, MultiAttentionDetector
 from genlab.models.spectral_backbones import SpectralBackbone
 from genlab.training.averaging import update_average, update_statistics, warm_decay
 from genlab.training.base import Method
 from genlab.training.randomness import keyed_torch_generator
 from genlab.training.sam import frozen_statistics, perturbed
+from genlab.training.schedules import epoch_lr
 
 log = logging.getLogger(__name__)
 
@@ -56,41 +57,6 @@ def mixed(x: Tensor, partners: Tensor, share: float) -> Tensor:
 def full(x: Tensor) -> Tensor:
     """Half precision as float32; others as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def epoch_lr(epoch: int, epochs: int, lr: float, floor: float, restart: bool = False) -> float:
-    """Half a cosine from ``lr`` over the epochs; with ``restart`` the last one is at ``lr`` again, and the cosine is one epoch shorter."""
-    length = max(epochs - restart, 1)
-    if epoch >= length:
-        return lr if restart else floor
-    return floor + (lr - floor) * (1 + math.cos(math.pi * epoch / length)) / 2
-
-
-class Deployed(nn.Module):
-    """What is needed to use a trained detector, and nothing else.
-
-    Args:
-        model: Its averaged network is taken, where there is one.
-
-    Raises:
-        UserError: The checkpoint has no threshold.
-    """
-
-    mean: Tensor
-    std: Tensor
-    threshold: Tensor
-
-    def __init__(self, model: SpectralFAS) -> None:
-        super().__init__()
-        self.network = model.average if model.average is not None else model.detector
-        for name, value in (("mean", model.channel_mean), ("std", model.channel_std)):
-            self.register_buffer(name, value.detach().clone()[:, None, None])
-        self.register_buffer("threshold", torch.tensor(model.decision_threshold()))
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, S, S) as stored -> P(live) (B,), and whether it is called live (B,) bool."""
-        scores = self.network((pictures - self.mean) / self.std).logits.sigmoid()
-        return scores, scores >= self.threshold
 
 
 class Losses(NamedTuple):
@@ -345,6 +311,15 @@ class SpectralFAS(Method):
 
     def predict_step(self, batch: SpectralBatch, batch_idx: int) -> Evaluated:
         return self._evaluate(batch, None, True)
+
+    def deployed(self) -> DeployedDetector:
+        """What is needed to use this detector and nothing else: the averaged network, where there is one.
+
+        Raises:
+            UserError: The checkpoint has no threshold.
+        """
+        network = self.average if self.average is not None else self.detector
+        return DeployedDetector(network, self.channel_mean, self.channel_std, self.decision_threshold()).eval()
 
     def decision_threshold(self) -> float:
         """From which on P(live) is called live: ``threshold``, or that of the latest validation.

@@ -223,3 +223,30 @@ class MultiAttentionDetector(nn.Module):
         fused = torch.cat([self.projection_local(found.flatten(1)), self.project_final(global_pooling(final, attention))], 1)
         logits = self.ensemble_classifier_fc(fused).squeeze(1)
         return Detected(logits, F.normalize(self.head_mlp(fused), dim=-1), attention, coarse)
+
+
+class DeployedDetector(nn.Module):
+    """A trained detector with its normalisation and its threshold inside.
+
+    Args:
+        network: Pictures -> :class:`Detected`.
+        mean: (C,) of the channels.
+        std: Likewise.
+        threshold: From which P(live) on a face is called live.
+    """
+
+    mean: Tensor
+    std: Tensor
+    threshold: Tensor
+
+    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, threshold: float) -> None:
+        super().__init__()
+        self.network = network
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, value.detach().clone()[:, None, None])
+        self.register_buffer("threshold", torch.tensor(threshold))
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, S, S) as stored -> P(live) (B,), and whether it is called live (B,) bool."""
+        scores = self.network((pictures - self.mean) / self.std).logits.sigmoid()
+        return scores, scores >= self.threshold

@@ -31,3 +31,11 @@ def warm_unshifted_cosine(step: int, warmup: int, steps: int, floor: float = 0.0
 def warm_linear(step: int, warmup: int, steps: int) -> float:
     """Factor on the peak learning rate: rises linearly over ``warmup`` steps, then falls linearly to 0 at ``steps``."""
     return min((step + 1) / (warmup + 1), max(steps - step, 0) / max(steps - warmup, 1))
+
+
+def epoch_lr(epoch: int, epochs: int, lr: float, floor: float, restart: bool = False) -> float:
+    """Half a cosine from ``lr`` over the epochs; with ``restart`` the last one is at ``lr`` again, and the cosine is one epoch shorter."""
+    length = max(epochs - restart, 1)
+    if epoch >= length:
+        return lr if restart else floor
+    return floor + (lr - floor) * (1 + math.cos(math.pi * epoch / length)) / 2

@@ -37,7 +37,7 @@ def main(args: list[str]) -> int:
     import torch
 
     from genlab.files import write_bytes
-    from genlab.methods.spectral_fas import Deployed, SpectralFAS
+    from genlab.methods.spectral_fas import SpectralFAS
     from genlab.verbs.convert import read_weights
 
     found = read_weights(given.file).get("method")
@@ -46,7 +46,7 @@ def main(args: list[str]) -> int:
     model = SpectralFAS.load_from_checkpoint(given.file, map_location="cpu").eval()
     if given.threshold is not None:
         model.validation_threshold.fill_(given.threshold)
-    deployed = Deployed(model).eval()
+    deployed = model.deployed()
     example = torch.rand(2, len(model.channel_mean), given.image_size, given.image_size)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # shapes are constants here, as they are meant to be

@@ -21,11 +21,12 @@ from datamodules.hyspefas import HySpeFAS, repeat_factors
 from genlab import detection_figures
 from genlab.cli import main
 from genlab.files import read_csv
-from genlab.methods.spectral_fas import SpectralFAS, epoch_lr, mixed, mixup_partners
+from genlab.methods.spectral_fas import SpectralFAS, mixed, mixup_partners
 from genlab.models.spectral_backbones import SpectralBackbone
 from genlab.training.averaging import update_average, warm_decay
 from genlab.training.resume import ExactResume
 from genlab.training.sam import frozen_statistics, perturbed
+from genlab.training.schedules import epoch_lr
 from tests.golden_files import assert_close, golden_files, load_golden
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genlab.errors import UserError
-from genlab.methods.spectral_fas import Deployed, SpectralFAS
+from genlab.methods.spectral_fas import SpectralFAS
 from genlab.models.spectral_backbones import SpectralBackbone
 from genlab.verbs.convert import main as convert
 from genlab.verbs.convert_spectral import from_official, to_official
@@ -84,7 +84,7 @@ def test_the_official_scripts_checkpoint_and_back(tmp_path: Path) -> None:
     x = torch.rand(1, 33, 64, 64)
     model.detector.eval()
     mean, std = loaded.channel_mean[:, None, None], loaded.channel_std[:, None, None]
-    assert torch.allclose(Deployed(loaded)(x)[0], model.detector((x - mean) / std).logits.sigmoid(), atol=1e-6) and mean[0] == 0.35215
+    assert torch.allclose(loaded.deployed()(x)[0], model.detector((x - mean) / std).logits.sigmoid(), atol=1e-6) and mean[0] == 0.35215
     assert convert(["spectral_fas", str(tmp_path / "ours.ckpt"), "--out", str(tmp_path / "back.pth"), "--to", "official"]) == 0
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model_state_dict"]
     assert back.keys() == official.keys() and all(torch.equal(back[key], official[key]) for key in official)
