@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from genlab.errors import CONTINUE_ME, UserError
 
@@ -110,7 +111,8 @@ class LastCheckpoint(Checkpoint):
 
     def _stop_if_signalled(self, trainer: Trainer) -> None:
         if trainer.strategy.reduce_boolean_decision(self.signalled, all=False):
-            log.info("stopped by a signal at step %d; continue with --ckpt_path last", trainer.global_step)
+            how = "continue with --ckpt_path last" if trainer.state.fn == TrainerFn.FITTING else "give the same command again"
+            log.info("stopped by a signal at step %d; %s", trainer.global_step, how)
             raise SystemExit(CONTINUE_ME)
 
     # Evaluation: callbacks.evaluation.EvaluationState saves what there is.
