@@ -44,6 +44,7 @@ OTHER_VERBS = {
     "submit": "fit on a SLURM cluster, over seeds and grids: submit -c ... --nodes 2 --gpus-per-node 8 --time 24:00:00",
     "mllm": "fake-image detection by MLLMs: mllm dry-run|rescore|calibrate|compare|merge",
     "sweep": "few-shot methods over datasets, shots and seeds, with their table: sweep --methods cpr,coop --datasets dtd,eurosat",
+    "subjects": "DreamBooth's benchmark of subjects, with its table: subjects --methods comfusion,dreambooth --root DIR",
     "compare": "runs side by side, with intervals and paired tests: compare runs/ --metric test/ap --baseline RUN",
     "status": "state, step, metric and checkpoint of runs: status [RUN...]",
 }

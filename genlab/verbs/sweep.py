@@ -9,24 +9,23 @@ command is given again, a cell that was stopped goes on; so it can be killed any
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import itertools
 import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from genlab.cli import main as genlab
 from genlab.cli import take_apart
 from genlab.config import check, compose, explain, shipped_experiments, shipped_root
 from genlab.errors import CONTINUE_ME, UserError
 from genlab.files import read_csv, read_json, write_csv, write_json
 from genlab.nearest import did_you_mean
-from genlab.store import RowStore, content_key
+from genlab.store import content_key
+from genlab.verbs.cells import Cell, Row, run_cells
 
 LABELS = {
     "zero_shot": "CLIP",
@@ -51,31 +50,6 @@ NNR = "CPR + NNR"
 PROTOCOLS = ("few_shot", "base_to_new", "base_to_novel")
 PUBLISHED = {"few_shot": "few_shot_rn50", "base_to_new": "base_to_new_vit_b16", "base_to_novel": "base_to_novel_vit_b16"}
 HELP = "Methods over datasets, shots and seeds; goes on where it was. Other options are those of genlab fit: -c FILE, --KEY VALUE."
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One fit and test.
-
-    Args:
-        method: Name of its experiment.
-        words: Its command line, without the verb.
-        run: Its run folder.
-        evaluation: Name of the folder of its test in there.
-        trained: Whether there is something to fit.
-        key: Changes with its whole configuration.
-    """
-
-    method: str
-    dataset: str
-    shots: int
-    seed: int
-    words: list[str]
-    run: Path
-    evaluation: str
-    trained: bool
-    key: str
 
 
 def main(args: list[str]) -> int:
@@ -97,8 +71,7 @@ def main(args: list[str]) -> int:
     if given.positionals:
         raise UserError(f"sweep: {given.positionals[0]!r} stands alone; values are given as --key value.")
     more = [word for file in given.configs for word in ("-c", file)], [f"--{key}={value}" for key, value in given.overrides]
-    cells = list(_cells(own, given.configs, given.overrides, *more))
-    rows, stopped = _run(cells, own.out)
+    rows, stopped = run_cells(list(_cells(own, given.configs, given.overrides, *more)), own.out, "sweep")
     if rows:
         print(report(rows, own.protocol, own.out))
     return CONTINUE_ME if stopped else 0
@@ -152,49 +125,21 @@ def _cells(
             words = ["-c", experiment, *files, *(f"--{k}={v}" for k, v in settings), *options]
             trained = bool(getattr(importlib.import_module(module), made).needs_checkpoint)
             evaluation = f"test-{dataset}" if own.protocol == "few_shot" and not actions else f"test-{dataset}-{own.protocol}"
-            yield Cell(method, dataset, shots, seed, words, own.out / "runs" / method / f"{name}-{key[:8]}", evaluation, trained, key)
+            last = ["--ckpt_path=last"] if trained else []
+            commands = [*([["fit", *words, *last]] if trained else []), ["test", *words, *last]]
+            facts: Row = {"method": method, "dataset": dataset, "shots": shots, "seed": seed}
+            run = own.out / "runs" / method / f"{name}-{key[:8]}"
+            yield Cell(f"{method} {name}", key, commands, partial(_row, facts, run, evaluation))
 
 
-def _run(cells: Sequence[Cell], out: Path) -> tuple[list[Row], bool]:
-    """Rows of all cells that are done, and whether a signal has stopped the sweep."""
-    from tqdm import tqdm
-
-    store, done, stopped = RowStore(out / "cells.sqlite"), list[Row](), False
-    with contextlib.closing(store), tqdm(cells, desc="sweep", unit="cell") as bar:
-        for cell in bar:
-            bar.set_postfix_str(f"{cell.method} {cell.dataset} {cell.shots} shots, seed {cell.seed}")
-            row = store.get(cell.key)
-            if row is None:
-                if code := _run_cell(cell, out / "logs" / f"{cell.method}-{cell.run.name}.log"):
-                    stopped = code == CONTINUE_ME
-                    if not stopped:
-                        tail = (out / "logs" / f"{cell.method}-{cell.run.name}.log").read_text().strip().splitlines()[-1:]
-                        raise UserError(f"sweep: {cell.run} ends with {code}: {' '.join(tail)} Give the command again once it is mended.")
-                    break
-                row = _row(cell)
-                store.put(cell.key, row)
-            done.append(row)
-    return done, stopped
-
-
-def _run_cell(cell: Cell, log: Path) -> int:
-    """Exit code of fit and test, which write into a file what they say."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
-        if cell.trained and (code := genlab(["fit", *cell.words, *quiet, "--ckpt_path=last"])):
-            return code
-        return genlab(["test", *cell.words, *quiet, *(["--ckpt_path=last"] if cell.trained else [])])
-
-
-def _row(cell: Cell) -> Row:
-    results = read_json(cell.run / cell.evaluation / "results.json")
+def _row(facts: Row, run: Path, evaluation: str) -> Row:
+    results = read_json(run / evaluation / "results.json")
     metrics = {name.removeprefix("test/"): value for name, value in results["metrics"].items() if name.startswith("test/")}
     protocol = results["protocol"]
     flags = [*protocol.get("leaks", []), *(["labelled new classes"] if protocol.get("new_prototypes") == "fewshot" else [])]
-    row = {"method": cell.method, "dataset": cell.dataset, "shots": cell.shots, "seed": cell.seed, **metrics}
+    row = {**facts, **metrics}
     row |= {"flags": "; ".join(flags), "tiny_world": protocol.get("tiny_world", False), "n": results["counts"]["n_scored"]}
-    return row | {"run": str(cell.run), "evaluation": cell.evaluation, "trainable_parameters": results["trainable_parameters"]}
+    return row | {"run": str(run), "evaluation": evaluation, "trainable_parameters": results["trainable_parameters"]}
 
 
 # ---- tables
