@@ -21,6 +21,7 @@ from genlab.metrics.scenes import SceneScores, diversity, fidelity
 from genlab.models.picture_encoders import ClipPictures, DinoPictures
 from tests.filled import fill_by_name, legacy_normal
 from tests.golden_files import assert_close, golden_files, load_golden
+from tests.small_encoders import Prepared, encoders
 
 
 def parts(meta: dict[str, Any], seeds: dict[str, int]) -> tuple[Any, Any, ClipPictures, DinoPictures]:
@@ -30,14 +31,6 @@ def parts(meta: dict[str, Any], seeds: dict[str, int]) -> tuple[Any, Any, ClipPi
     unet = fill_by_name(UNet2DConditionModel(**meta["unet_config"]), seeds["unet"])
     vae = fill_by_name(AutoencoderKL(**meta["vae_config"]), seeds["vae"])
     return unet, frozen(vae), *encoders(meta, seeds)
-
-
-def encoders(meta: dict[str, Any], seeds: dict[str, int]) -> tuple[ClipPictures, DinoPictures]:
-    from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
-
-    clip = fill_by_name(CLIPModel(CLIPConfig(**meta["clip_config"])), seeds["clip"])
-    dino = fill_by_name(ViTModel(ViTConfig(**meta["dino_vit_config"]), add_pooling_layer=False), seeds["dino"])
-    return ClipPictures(clip, None), DinoPictures(dino)  # type: ignore[arg-type]
 
 
 def gradients(loss: Tensor, unet: Any) -> dict[str, float]:
@@ -100,22 +93,9 @@ def test_scores_of_the_reference(path: Path) -> None:
     meta, given = load_golden(path)
     clip, dino = encoders(meta, meta["weights_seed"])
     expected, tol = meta["results"], meta["tol"]
-
-    class Prepared:
-        """An encoder whose pictures have been resized and normalised."""
-
-        def __init__(self, encoder: ClipPictures | DinoPictures) -> None:
-            self.name, self.encoder = encoder.name, encoder
-
-        def scored(self, pictures: Tensor) -> Tensor:
-            return self.encoder.encode(pictures).detach()
-
-        def encode_text(self, texts: Any) -> Tensor:
-            return clip.encode_ids(given["ids_class_scene"].long())
-
     count, each = given["generated"].shape[:2]
-    scenes = {str(number): "" for number in range(count)}
-    scores = SceneScores(Prepared(dino), Prepared(clip), scenes, {"": given["real"]})
+    scenes, ids = {str(number): "" for number in range(count)}, given["ids_class_scene"]
+    scores = SceneScores(Prepared(dino, clip, ids), Prepared(clip, clip, ids), scenes, {"": given["real"]})
     order = torch.randperm(count * each, generator=torch.Generator().manual_seed(0))
     pictures, number = given["generated"].flatten(0, 1)[order], torch.arange(count).repeat_interleave(each)[order]
     scores.update(pictures[:4], number[:4])
