@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision.transforms.v2 import functional as vision
 
 from datamodules.checks import Item
-from datamodules.domain_images import Crop, PromptDataset, collate_prompts, cut
+from datamodules.domain_images import Crop, cut
 from datamodules.images import open_picture, pictures_in, preview, unfit
 from datamodules.listfiles import some
 from datamodules.prompted import FewPictures
@@ -221,16 +221,13 @@ class Concepts(FewPictures):
         return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self.options(collate_concepts))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(["{generation}"])
+        return self.drawn(["{generation}"], self.hparams.pictures)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(["{generation}"])
+        return self.drawn(["{generation}"], self.hparams.pictures)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(self.hparams.prompts or ["{generation}"])
-
-    def _prompts(self, prompts: Sequence[str]) -> DataLoader[Any]:
-        return self.prompt_loader(PromptDataset(prompts, self.hparams.pictures), collate_prompts)
+        return self.drawn(self.hparams.prompts or ["{generation}"], self.hparams.pictures)
 
     # For ``data check`` and ``data show``
 

@@ -19,10 +19,10 @@ from datamodules.checks import Item
 from datamodules.domain_images_index import items, preview, read_folder
 from datamodules.images import Unfit, open_picture, pictures_in, unfit
 from datamodules.listfiles import some
-from datamodules.loading import SplitData
-from datamodules.sampling import Draw, EvalSampler, TrainLoader, TrainSampler
+from datamodules.prompted import FewPictures
+from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.tinyworld import tiny_root
-from genlab.batches import DomainBatch, PromptBatch
+from genlab.batches import DomainBatch
 from genlab.errors import MissingPath, UserError
 from genlab.files import file_size, fingerprint
 from genlab.training.randomness import keyed_rng
@@ -71,33 +71,13 @@ class StreamDataset(Dataset[dict[str, Any]]):
         return sample
 
 
-class PromptDataset(Dataset[dict[str, Any]]):
-    """Prompts, each so often."""
-
-    def __init__(self, prompts: Sequence[str], each: int) -> None:
-        self.prompts, self.each = list(prompts), each
-
-    def __len__(self) -> int:
-        return len(self.prompts) * self.each
-
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        prompt, number = divmod(draw.index, self.each)
-        return {"prompt": self.prompts[prompt], "number": number, "id": f"{prompt:02d}-{number:04d}", "index": draw.index}
-
-
 def collate_streams(samples: list[dict[str, Any]]) -> DomainBatch:
     """Samples -> batch."""
     batch: Any = default_collate([{key: value for key, value in each.items() if not key.endswith("_id")} for each in samples])
     return batch | {key: [each[key] for each in samples] for key in samples[0] if key.endswith("_id")}
 
 
-def collate_prompts(samples: list[dict[str, Any]]) -> PromptBatch:
-    """Samples -> batch."""
-    batch: Any = {key: [each[key] for each in samples] for key in ("prompt", "id")}
-    return batch | {key: torch.tensor([each[key] for each in samples]) for key in ("number", "index")}
-
-
-class DomainImages(SplitData):
+class DomainImages(FewPictures):
     """Pictures of a domain for DomainGallery and what it is compared with.
 
     Args:
@@ -155,16 +135,6 @@ class DomainImages(SplitData):
             raise UserError("data.subject and data.subject_category go together: a folder of pictures, and the noun for what they show.")
 
     # What there is
-
-    @property
-    def wants_source(self) -> bool:
-        """Whether the plain model has to draw the source pictures."""
-        return self.hparams.source is None
-
-    @property
-    def fixed_crop(self) -> bool:
-        """Whether a picture is always cut the same."""
-        return self.hparams.crop == "center"
 
     @property
     def folder(self) -> Path:
@@ -258,34 +228,20 @@ class DomainImages(SplitData):
         length = max(len(self.target), len(self.source), h.batch_size * self.ranks()[1])
         streams = {"target": self.target, "source": self.source, "subject": self.subject, "subject_source": self.subject_source}
         dataset = StreamDataset(streams, length, h.image_size, h.crop, h.seed)
-        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self._options(collate_streams))
+        return TrainLoader(dataset, TrainSampler(None, length, h.seed, *self.ranks()), h.batch_size, **self.options(collate_streams))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(self.templates(), self.hparams.pictures)
+        return self.drawn(self.templates(), self.hparams.pictures)
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(["{target}"], self.hparams.test_pictures)
+        return self.drawn(["{target}"], self.hparams.test_pictures)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._prompts(self.templates(), self.hparams.pictures)
+        return self.drawn(self.templates(), self.hparams.pictures)
 
     def templates(self) -> list[str]:
         """Of the prompts that are drawn."""
         return self.hparams.prompts or ["{target}", "{source}"]
-
-    def _prompts(self, prompts: Sequence[str], each: int) -> DataLoader[Any]:
-        dataset = PromptDataset(prompts, each)
-        sampler = EvalSampler(len(dataset), *self.ranks())
-        options = self._options(collate_prompts) | {"num_workers": 0}
-        return DataLoader(dataset, batch_size=self.hparams.eval_batch_size, sampler=sampler, generator=torch.Generator(), **options)
-
-    def _options(self, collate: Any) -> dict[str, Any]:
-        self.collate = collate
-        return self.loading()
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """uint8 -> float32 in [0, 1] on the device."""
-        return batch | {key: value.float() / 255 for key, value in batch.items() if isinstance(value, Tensor) and value.ndim == 4}
 
     # For ``data check`` and ``data show``
 

@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from datamodules.domain_images import PromptDataset
 from datamodules.loading import SplitData
-from datamodules.sampling import EvalSampler
+from datamodules.sampling import Draw, EvalSampler
+from genlab.batches import PromptBatch
+
+PICTURES = ("target", "source", "subject", "subject_source")
+
+
+class PromptDataset(Dataset[dict[str, Any]]):
+    """Prompts, each so often."""
+
+    def __init__(self, prompts: Sequence[str], each: int) -> None:
+        self.prompts, self.each = list(prompts), each
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.each
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        prompt, number = divmod(draw.index, self.each)
+        return {"prompt": self.prompts[prompt], "number": number, "id": f"{prompt:02d}-{number:04d}", "index": draw.index}
+
+
+def collate_prompts(samples: list[dict[str, Any]]) -> PromptBatch:
+    """Samples -> batch."""
+    batch: Any = {key: [each[key] for each in samples] for key in ("prompt", "id")}
+    return batch | {key: torch.tensor([each[key] for each in samples]) for key in ("number", "index")}
 
 
 class FewPictures(SplitData):
-    """A data module of a few pictures, whose evaluations draw prompts; pictures are ``target`` and ``source`` of a batch."""
+    """A data module of a few pictures, whose evaluations draw prompts; pictures are ``target`` and ``source`` of a batch.
+
+    Subclasses have the hyperparameters ``source``, ``crop`` and ``eval_batch_size``.
+    """
+
+    @property
+    def wants_source(self) -> bool:
+        """Whether the plain model has to draw the source pictures."""
+        return self.hparams.source is None
+
+    @property
+    def fixed_crop(self) -> bool:
+        """Whether a picture is always cut the same."""
+        return bool(self.hparams.crop == "center")
+
+    def drawn(self, prompts: Sequence[str], each: int) -> DataLoader[Any]:
+        """Every prompt so often, over all processes."""
+        return self.prompt_loader(PromptDataset(prompts, each), collate_prompts)
 
     def prompt_loader(self, dataset: PromptDataset, collate: Callable[[list[dict[str, Any]]], Any]) -> DataLoader[Any]:
         """Every prompt so often, over all processes."""
@@ -27,9 +67,10 @@ class FewPictures(SplitData):
         self.collate = collate
         return self.loading()
 
-    def reference_pictures(self) -> None:
-        """There are not many more of a subject."""
+    def reference_pictures(self) -> Tensor | None:
+        """Many more (N, 3, S, S) uint8, to compare drawn ones with; ``None`` where there are not."""
+        return None
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 -> float32 in [0, 1] on the device."""
-        return batch | {key: batch[key].float() / 255 for key in ("target", "source") if key in batch}
+        return batch | {key: batch[key].float() / 255 for key in PICTURES if key in batch}

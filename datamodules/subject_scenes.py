@@ -15,10 +15,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as vision
 
 from datamodules.checks import Item
-from datamodules.domain_images import Crop, PromptDataset, cut
+from datamodules.domain_images import Crop, cut
 from datamodules.images import open_picture, pictures_in, preview
 from datamodules.listfiles import some
-from datamodules.prompted import FewPictures
+from datamodules.prompted import FewPictures, PromptDataset
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.subjects_index import LIST, read_prompt_lists
 from datamodules.tinyworld import tiny_root
@@ -163,16 +163,6 @@ class SubjectScenes(FewPictures):
         self.source: list[list[Path]] = []
 
     # What there is
-
-    @property
-    def wants_source(self) -> bool:
-        """Whether the plain model has to draw the class's pictures."""
-        return self.hparams.source is None
-
-    @property
-    def fixed_crop(self) -> bool:
-        """Whether a picture is always cut the same."""
-        return self.hparams.crop == "center"
 
     @property
     def instance(self) -> Path:
