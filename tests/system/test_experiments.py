@@ -24,6 +24,10 @@ TRAINERS = [name for name in shipped_experiments() if name.startswith("trainer/"
 TESTED = [name for name in WHOLE if "inpaint_consistency" in name]  # nothing to train
 ASKERS = [name for name in WHOLE if compose([name]).get("model.class_path") == "genlab.methods.mllm_defake.MllmDefake"]
 ASKING = [*([name] for name in ASKERS), ["mllm_defake", "presets/mllm_defake_official"]]  # an endpoint answers
+ENCODERS = "genlab.models.picture_encoders"
+LITE, TINY_CLIP = f"class_path: {ENCODERS}.LiteEncoder", f'class_path: {ENCODERS}.ClipEncoder, init_args: {{weights: "tiny:clip"}}'
+LITE_VISUAL, TINY_TEXTUAL = f"--model.visual={{{LITE}}}", f"--model.textual={{{TINY_CLIP}}}"
+SCORED = [f"--model.scored_visual={{{LITE}}}", f"--model.scored_textual={{{TINY_CLIP}}}"]
 OWN = {  # options of some methods
     "genlab.methods.domaingallery.DomainGallery": ["--model.source_images=2", "--model.erasure_steps=1", "--model.sim_weight=0"],
     "genlab.methods.mllm_defake_sft.MllmDefakeSFT": ["--model.weights=Qwen/Qwen2.5-VL-3B-Instruct", "--model.max_new_tokens=4"],
@@ -33,7 +37,10 @@ OWN = {  # options of some methods
         "--model.group=2",
     ],
     "genlab.methods.baselines.dreambooth.DreamBooth": ["--model.class_images=2"],
+    "genlab.methods.comfusion.ComFusion": ["--model.images_per_scene=2", "--model.fusion_steps=2", LITE_VISUAL, TINY_TEXTUAL, *SCORED],
+    "genlab.methods.multimodal_prompt.MultiModalPrompt": ["--model.prior_images=2", *SCORED],
 }
+DRAWN = ["--data.image_size=64", "--data.pictures=1", "--model.backbone=tiny:sd", "--model.sampling_steps=2"]
 FEW_SITTINGS = {"train_captures": 2, "val_captures": 1, "test_captures": 1}
 SMALL = ["--data.num_workers=0", "--data.batch_size=2", "--data.eval_batch_size=2", "--trainer.enable_progress_bar=false"]
 
@@ -89,11 +96,19 @@ def stand_ins(tiny_genvideo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             f"--data.root={write_pictures(folder / 'domain')}",
             "--data.domain=null",
             "--data.category=star",
-            "--data.image_size=64",
-            "--model.backbone=tiny:sd",
-            "--model.sampling_steps=2",
-            "--data.pictures=1",
+            *DRAWN,
             "--trainer.val_check_interval=2",
+        ],
+        "datamodules.subject_scenes.SubjectScenes": [
+            "--data.instance=tiny:dreambooth/heart",
+            "--data.scenes=[on paper, in a studio]",
+            *DRAWN,
+        ],
+        "datamodules.concepts.Concepts": [
+            "--data.root=tiny:multimodal_prompt",
+            "--data.entry=1",
+            "--data.steps_per_concept=1",
+            *DRAWN,
         ],
         "datamodules.fewshot_images.FewShotImages": [
             f"--data.root={datasets}",

@@ -44,7 +44,7 @@ def test_fine_tuned_served_and_evaluated(tmp_path: Path) -> None:
             assert server.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()
             time.sleep(0.5)
         asked = [f"--model.engine.model={folder / 'model'}", "--model.engine.max_tokens=96", "--model.prompts=[grounded]"]
-        asked += ["--model.fusion.quorum=1", "--data.root=tiny:plain_defake"]
+        asked += ["--model.fusion=genlab.vlm.fusion.NumericFusion", "--model.fusion.quorum=1", "--data.root=tiny:plain_defake"]
         run("test", "-c", "tiny/mllm_defake", *asked, cwd=tmp_path, BASE_URL=f"http://127.0.0.1:{port}/v1")
     finally:
         os.killpg(server.pid, signal.SIGTERM)
