@@ -25,7 +25,7 @@ def main(args: list[str]) -> int:
     if given.out.exists():
         raise UserError(f"convert: {given.out} exists already; name another file with --out, or remove it first.")
     from genlab.methods.msta import write_adapters
-    from genlab.verbs.convert import read_weights
+    from genlab.verbs.strange_weights import read_weights
 
     checkpoint: dict[str, Any] = read_weights(given.file)
     if checkpoint.get("method") != METHOD:

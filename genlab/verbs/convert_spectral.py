@@ -55,7 +55,7 @@ def main(args: list[str]) -> int:
         raise UserError(f"convert: {given.out} exists already; name another file with --out, or remove it first.")
     import torch
 
-    from genlab.verbs.convert import read_weights
+    from genlab.verbs.strange_weights import read_weights
 
     checkpoint = read_weights(given.file)
     content = _official(given.file, checkpoint) if given.to == "official" else _genlab(given.file, checkpoint)

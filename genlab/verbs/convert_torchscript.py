@@ -38,7 +38,7 @@ def main(args: list[str]) -> int:
 
     from genlab.files import write_bytes
     from genlab.methods.spectral_fas import SpectralFAS
-    from genlab.verbs.convert import read_weights
+    from genlab.verbs.strange_weights import read_weights
 
     found = read_weights(given.file).get("method")
     if found != METHOD:
