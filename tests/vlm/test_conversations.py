@@ -84,7 +84,7 @@ def test_regions_golden(path: Path) -> None:
 
 def test_shipped_prompts_load_and_ask_as_often_as_the_paper(examples: Examples) -> None:
     shipped = {path.stem for path in PROMPTS.glob("*.json")}
-    assert {"simple", "fusion", "p4-alt", *SIX} == shipped
+    assert {"simple", "fusion", "p4-alt", "grounded", *SIX} == shipped
     asked = {name: len(load_prompt(name, examples=examples).conversations) for name in shipped}
     assert asked["structural_analysis"] == asked["stereotype_matching"] == 3
     assert all(asked[name] == 1 for name in shipped - {"structural_analysis", "stereotype_matching"})
