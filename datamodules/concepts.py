@@ -15,15 +15,15 @@ from torchvision.transforms.v2 import functional as vision
 
 from datamodules.checks import Item
 from datamodules.domain_images import Crop, cut
-from datamodules.images import open_picture, pictures_in, preview, unfit
+from datamodules.images import open_picture, preview, unfit
 from datamodules.listfiles import some
-from datamodules.prompted import FewPictures
+from datamodules.prompted import SeveralSources
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.scale_jitter import jittered
 from datamodules.subjects_index import Request, make_request, read_requests
 from datamodules.tinyworld import tiny_root
 from genlab.batches import ConceptBatch
-from genlab.errors import MissingPath, UserError
+from genlab.errors import UserError
 from genlab.files import file_size, fingerprint
 from genlab.training.randomness import keyed_rng
 
@@ -85,7 +85,7 @@ def collate_concepts(samples: list[dict[str, Any]]) -> ConceptBatch:
     return batch | {key: [each[key] for each in samples] for key in words}
 
 
-class Concepts(FewPictures):
+class Concepts(SeveralSources):
     """The user's sentence and pictures.
 
     Args:
@@ -140,7 +140,6 @@ class Concepts(FewPictures):
         if (prompt is None) == (root is None):
             raise UserError("data: give data.prompt with data.images, or data.root with a prompts.json; one of the two.")
         self.request = Request("", ())
-        self.source: list[list[Path]] = []
 
     category = "picture"  # of prompts that name one; a sentence has its own words
     wants_source = True
@@ -194,16 +193,6 @@ class Concepts(FewPictures):
     def use_source(self, folder: Path, count: int | None = None) -> None:
         """Pictures of the plain model for all concepts come from there."""
         self.use_sources([folder] * len(self.request.images), count)
-
-    def use_sources(self, folders: Sequence[Path], count: int | None = None) -> None:
-        """From now on the plain model's pictures come from there, a folder per concept.
-
-        Raises:
-            MissingPath: There are none.
-        """
-        self.source = [pictures_in(folder)[:count] for folder in folders]
-        if empty := [str(folder) for folder, found in zip(folders, self.source) if not found]:
-            raise MissingPath(f"no pictures in {some(empty)}.")
 
     def real_pictures(self) -> Tensor:
         """The pictures (N, 3, S, S) uint8, cut from the middle."""

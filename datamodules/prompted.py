@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.images import pictures_in
+from datamodules.listfiles import some
 from datamodules.loading import SplitData
 from datamodules.sampling import Draw, EvalSampler
 from genlab.batches import PromptBatch
+from genlab.errors import MissingPath
 
 PICTURES = ("target", "source", "subject", "subject_source")
 
@@ -74,3 +78,25 @@ class FewPictures(SplitData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """uint8 -> float32 in [0, 1] on the device."""
         return batch | {key: batch[key].float() / 255 for key in PICTURES if key in batch}
+
+
+class SeveralSources(FewPictures):
+    """Such a data module whose plain pictures lie in a folder for each concept, or for each scene."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.source: list[list[Path]] = []
+
+    def use_source(self, folder: Path, count: int | None = None) -> None:
+        """All of them come from there."""
+        self.use_sources([folder], count)
+
+    def use_sources(self, folders: Sequence[Path], count: int | None = None) -> None:
+        """From now on they come from there, the first ``count`` of each folder.
+
+        Raises:
+            MissingPath: There are none.
+        """
+        self.source = [pictures_in(folder)[:count] for folder in folders]
+        if empty := [str(folder) for folder, found in zip(folders, self.source) if not found]:
+            raise MissingPath(f"data.source: no pictures in {some(empty)}.")

@@ -18,7 +18,7 @@ from datamodules.checks import Item
 from datamodules.domain_images import Crop, cut
 from datamodules.images import open_picture, pictures_in, preview
 from datamodules.listfiles import some
-from datamodules.prompted import FewPictures, PromptDataset
+from datamodules.prompted import PromptDataset, SeveralSources
 from datamodules.sampling import Draw, TrainLoader, TrainSampler
 from datamodules.subjects_index import LIST, read_prompt_lists
 from datamodules.tinyworld import tiny_root
@@ -103,7 +103,7 @@ def collate_scene_prompts(samples: list[dict[str, Any]]) -> ScenePromptBatch:
     return batch | {key: torch.tensor([each[key] for each in samples]) for key in ("number", "index", "scene")}
 
 
-class SubjectScenes(FewPictures):
+class SubjectScenes(SeveralSources):
     """A subject from one picture, and scenes that are named beforehand.
 
     Args:
@@ -160,7 +160,6 @@ class SubjectScenes(FewPictures):
         self.scenes: list[str] = []
         self.target: list[Path] = []
         self.others: list[Path] = []
-        self.source: list[list[Path]] = []
 
     # What there is
 
@@ -227,7 +226,7 @@ class SubjectScenes(FewPictures):
             raise UserError(f"data.mask: {h.mask} cannot be read as a picture.")
         self.target, self.others = chosen, others
         if h.source is not None:
-            self.use_scenes([Path(h.source) / f"{number:02d}" for number in range(max(1, len(self.scenes)))])
+            self.use_sources([Path(h.source) / f"{number:02d}" for number in range(max(1, len(self.scenes)))])
         log.info("%d picture(s) of the subject, class %r, %d scenes", len(chosen), self.category, len(self.scenes))
 
     def _take_words(self, path: Path) -> None:
@@ -239,20 +238,6 @@ class SubjectScenes(FewPictures):
         self.category = self.category or (lists.classes[path.name] if lists else "")
         shared = lists.shared_scenes if lists else list(SHARED_SCENES)
         self.scenes = shared if self.hparams.scenes is None else list(self.hparams.scenes)
-
-    def use_source(self, folder: Path, count: int | None = None) -> None:
-        """The class's pictures come from there, whatever the scene."""
-        self.use_scenes([folder], count)
-
-    def use_scenes(self, folders: Sequence[Path], count: int | None = None) -> None:
-        """From now on the class's pictures come from there, a folder per scene, the first ``count`` of each.
-
-        Raises:
-            MissingPath: There are none.
-        """
-        self.source = [pictures_in(folder)[:count] for folder in folders]
-        if empty := [str(folder) for folder, found in zip(folders, self.source) if not found]:
-            raise MissingPath(f"data.source: no pictures in {some(empty)}.")
 
     def real_pictures(self) -> Tensor:
         """The pictures that are trained (N, 3, S, S) uint8, cut from the middle."""

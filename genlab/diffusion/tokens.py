@@ -37,7 +37,8 @@ class PlaceholderTokens(nn.Module):
         super().__init__()
         self.token, self.vectors = token, vectors
         self.words = [token, *(f"{token}_{i}" for i in range(1, vectors))]
-        if there := [word for word in self.words if word in tokenizer.get_vocab()]:
+        known = tokenizer.get_vocab()
+        if there := [word for word in self.words if word in known or f"{word.lower()}</w>" in known]:  # so byte pairs end a word
             raise UserError(
                 f"token: {', '.join(there)} is a token of the text tower already; choose another, such as <{token.strip('<>')}-1>."
             )

@@ -119,8 +119,10 @@ def test_new_words_learn_alone_and_load_into_diffusers(tmp_path: Path) -> None:
     pipe.load_textual_inversion(str(tmp_path / "it.safetensors"))
     prompt = pipe.maybe_convert_prompt("red <it>", pipe.tokenizer)
     assert torch.allclose(encode_text(pipe.tokenizer, pipe.text_encoder, [prompt]), expected, atol=1e-5)
-    with pytest.raises(UserError, match="is a token of the text tower already"):
-        PlaceholderTokens(tokenizer, tower, "<it>")
+    there = next(word for word in tokenizer.get_vocab() if word.endswith("</w>") and word[:-4].isalpha()).removesuffix("</w>")
+    for word in ("<it>", there, there.upper()):  # one of its own, and one that prompts mean something by
+        with pytest.raises(UserError, match="is a token of the text tower already"):
+            PlaceholderTokens(tokenizer, tower, word)
 
 
 def test_prompts() -> None:

@@ -60,7 +60,7 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert not torch.allclose(mine[0], mine[1], atol=1e-2)
 
     capsys.readouterr()
-    assert main(["fit", *common, "--run.name=bad", "--model.identifier=a</w>"]) == 2
+    assert main(["fit", *common, "--run.name=bad", "--model.identifier=star"]) == 2
     assert "is a token of the text tower already" in capsys.readouterr().err
     assert main(["fit", *common, "--run.name=bad", "--model.templates=[a star]"]) == 2
     assert "one vector or more" in capsys.readouterr().err

@@ -209,10 +209,10 @@ class ComFusion(TextToImage):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         h, data = self.hparams, self.data
-        if not hasattr(data, "use_scenes"):
+        if not hasattr(data, "scene_words"):
             raise UserError("data: ComFusion needs a subject and scenes; use datamodules.subject_scenes.SubjectScenes.")
         if data.wants_source:
-            data.use_scenes(self.class_folders(h.images_per_scene), h.images_per_scene)
+            data.use_sources(self.class_folders(h.images_per_scene), h.images_per_scene)
         if h.textual_weight and h.fusion_text == "scene_only" and not data.scenes:
             raise UserError("model.fusion_text: scene_only, but data.scenes is empty.")
         if h.visual_weight:
